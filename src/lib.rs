@@ -1,4 +1,13 @@
 //! pgpinion: a thread-per-core io_uring connection pooler for PostgreSQL.
 
+pub mod config;
 pub mod ids;
+pub mod ledger;
+pub mod limits;
+pub mod pool;
+pub mod server;
+pub mod session;
+pub mod shard;
+pub mod slab;
 pub mod time;
+pub mod wire;

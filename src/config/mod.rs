@@ -1,0 +1,42 @@
+//! stand-in
+#![allow(missing_docs)]
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+#[derive(Clone, Debug)]
+pub struct Config { pub listen: Vec<Listen>, pub pool_mode: PoolMode, pub max_client_conn: usize, pub timeouts: Timeouts, pub server_reset_query: String, pub tcp: Tcp, pub log: Log, pub stats_period: Option<Duration>, pub endpoints: Vec<Endpoint>, pub databases: Vec<Database>, pub users: Users, pub cores: Cores }
+#[derive(Clone, Debug)]
+pub enum Listen { Tcp(SocketAddr), Unix(PathBuf, u16) }
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolMode { Session, Transaction, Statement }
+#[derive(Clone, Debug)]
+pub struct Timeouts { pub query_wait: Option<Duration>, pub server_idle: Option<Duration>, pub server_lifetime: Option<Duration>, pub server_connect: Duration, pub client_login: Option<Duration>, pub idle_transaction: Option<Duration>, pub client_idle: Option<Duration>, pub server_close: Duration, pub shutdown: Option<Duration> }
+#[derive(Clone, Debug)]
+pub struct Tcp { pub keepalive: bool, pub idle: Duration, pub interval: Duration, pub count: u32, pub user_timeout: Option<Duration>, pub socket_buffer: Option<usize>, pub backlog: u32 }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel { Error, Warn, Info, Debug }
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat { Text, Json }
+#[derive(Clone, Debug)]
+pub struct Log { pub format: LogFormat, pub level: LogLevel, pub connections: bool, pub disconnections: bool }
+#[derive(Clone, Debug)]
+pub enum Host { Name(String), Address(IpAddr), Socket(PathBuf) }
+#[derive(Clone, Debug)]
+pub struct Endpoint { pub name: String, pub hosts: Vec<Host>, pub port: u16, pub max_connections: usize }
+#[derive(Clone)]
+pub struct Secret(pub String);
+impl std::fmt::Debug for Secret { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("Secret") } }
+impl Secret { pub fn expose(&self) -> &str { &self.0 } }
+#[derive(Clone, Debug)]
+pub struct Database { pub name: String, pub endpoint: usize, pub dbname: Option<String>, pub user: Option<String>, pub password: Option<Secret>, pub pool_mode: Option<PoolMode> }
+#[derive(Clone, Debug, Default)]
+pub struct Users;
+impl Users { pub fn password(&self, _user: &str) -> Option<&Secret> { None } }
+#[derive(Clone, Debug)]
+pub struct Shard { pub cpu: usize, pub sq_entries: u32, pub cq_entries: u32, pub recv_buffers: u16, pub recv_buffer_bytes: u32, pub busy_poll: Duration }
+#[derive(Clone, Debug)]
+pub struct Cores { pub shards: Vec<Shard>, pub housekeeping: Vec<usize> }
+impl Config {
+    pub fn database(&self, name: &str) -> Option<&Database> { self.databases.iter().find(|d| d.name == name).or_else(|| self.databases.iter().find(|d| d.name == "*")) }
+    pub fn pool_mode_of(&self, database: &Database) -> PoolMode { database.pool_mode.unwrap_or(self.pool_mode) }
+}

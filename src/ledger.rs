@@ -1,0 +1,93 @@
+//! The right to hold server connections: who may open one, and how many.
+//!
+//! In this version every shard has an even share of an endpoint's `max_connections` to itself, so that the limit
+//! holds over all shards at any instant without a word between them. This is the one place that knows.
+
+use crate::ids::ShardId;
+
+/// One shard's share of an endpoint's permits.
+#[derive(Debug)]
+pub struct Ledger {
+    limit: usize,
+    held: usize,
+}
+
+/// The right to hold one server connection of the ledger that gave it. Whoever closes the connection gives it back,
+/// and not before PostgreSQL has closed it too.
+#[must_use = "a permit that is dropped is lost"]
+#[derive(Debug)]
+pub struct Permit(());
+
+impl Ledger {
+    /// The share of shard `shard` of `shards`. The shares of all add up to `max_connections`.
+    pub fn share(max_connections: usize, shard: ShardId, shards: usize) -> Self {
+        let remainder = usize::from(usize::from(shard.0) < max_connections % shards);
+        Self { limit: max_connections / shards + remainder, held: 0 }
+    }
+
+    /// A permit, if one is free.
+    pub fn take(&mut self) -> Option<Permit> {
+        if self.held >= self.limit {
+            return None;
+        }
+        self.held += 1;
+        Some(Permit(()))
+    }
+
+    /// Gives a permit back.
+    pub fn give_back(&mut self, permit: Permit) {
+        assert!(self.held > 0, "more permits came back than were given");
+        self.held -= 1;
+        std::mem::forget(permit);
+    }
+
+    /// Permits given and not come back.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Permits there are.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// How many connections a route may keep while others want some too.
+    pub fn quota(&self, active_routes: usize) -> usize {
+        (self.limit / active_routes.max(1)).max(1)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        debug_assert!(std::thread::panicking(), "a permit was dropped instead of given back");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_add_up_to_the_limit() {
+        for max in 1..50 {
+            for shards in 1..=max {
+                let sum: usize =
+                    (0..shards).map(|shard| Ledger::share(max, ShardId(shard as u16), shards).limit()).sum();
+                assert_eq!(sum, max);
+            }
+        }
+    }
+
+    #[test]
+    fn no_permit_beyond_the_limit() {
+        let mut ledger = Ledger::share(2, ShardId(0), 1);
+        let first = ledger.take().unwrap();
+        let second = ledger.take().unwrap();
+        assert!(ledger.take().is_none());
+        ledger.give_back(first);
+        let third = ledger.take().unwrap();
+        ledger.give_back(second);
+        ledger.give_back(third);
+        assert_eq!(ledger.held(), 0);
+    }
+}

@@ -1,0 +1,55 @@
+//! Every bound that does not come from the configuration, with its reason.
+
+use std::time::Duration;
+
+/// PostgreSQL's own bound (`MAX_STARTUP_PACKET_LENGTH`): more is no startup packet.
+pub const STARTUP_BYTES_MAX: usize = 10_000;
+
+/// PostgreSQL's bound on messages that may be large (`PQ_LARGE_MESSAGE_LIMIT`): one allocation of its own.
+pub const MESSAGE_BYTES_MAX: u32 = 0x3fff_ffff;
+
+/// PostgreSQL's bound on messages that need not be large (`PQ_SMALL_MESSAGE_LIMIT`).
+pub const SMALL_MESSAGE_BYTES_MAX: u32 = 10_000;
+
+/// An authentication message larger than this is an attack on the memory of whoever collects it.
+pub const AUTHENTICATION_BYTES_MAX: usize = 65_536;
+
+/// PostgreSQL's NAMEDATALEN - 1. Longer names would be cut by the server and could then meet another's pool.
+pub const NAME_BYTES_MAX: usize = 63;
+
+/// Bytes a client may have waiting (for a server, or to be sent on) before we stop reading from it; the same for
+/// a server's bytes waiting for its client. Four receive buffers of the default size keep a fast stream moving.
+pub const UNSENT_BYTES_HIGH: usize = 64 * 1024;
+
+/// Reading goes on when what waits has fallen to this.
+pub const UNSENT_BYTES_LOW: usize = 16 * 1024;
+
+/// A message that begins a transaction and is not larger than this is collected before a server is taken for it,
+/// so that a client that sends half a query holds nothing but its own bytes.
+pub const COLLECTED_BYTES_MAX: usize = 16 * 1024;
+
+/// Requests a client may have unanswered on its server. PostgreSQL flushes its answers at 8 kB, so that a client
+/// that reads them can never be stopped by this; one that does not is stopped by its socket first.
+pub const OWED_REPLIES_MAX: usize = 65_536;
+
+/// A message of the server that we read ourselves (parameter, notice, error) is read up to this size.
+pub const UNDERSTOOD_BYTES_MAX: usize = 16 * 1024;
+
+/// What a server may still have to say to a client that left, before closing it is cheaper than listening.
+pub const DRAINED_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long a server may take to come to rest after its client left.
+pub const DRAIN_MAX: Duration = Duration::from_millis(500);
+
+/// Server connections of one endpoint that a shard opens at the same time: enough to fill a pool within a few
+/// round trips, few enough that a cold start is no storm (PostgreSQL forks a process for each).
+pub const DIALS_PER_ENDPOINT_MAX: usize = 8;
+
+/// First pause after a failed connection attempt; doubles up to `DIAL_BACKOFF_MAX`.
+pub const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(50);
+
+/// At most this between attempts, so that service resumes within a second of the server's return.
+pub const DIAL_BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// SCRAM iterations we compute at a server's wish (PostgreSQL's default is 4,096). More is an attack on our CPU.
+pub const SCRAM_ITERATIONS_MAX: u32 = 1_000_000;

@@ -1,0 +1,226 @@
+//! A client's side of the protocol after login: what its bytes mean, and whether a server is needed for them.
+//!
+//! Pure. It cannot choose a server, only say that one is needed ([`Session::opening`]); and while one is linked it
+//! enters everything that goes there in the server's account ([`Session::pass`]).
+
+use crate::limits::COLLECTED_BYTES_MAX;
+use crate::server::Owed;
+use crate::wire::frame::HEADER_BYTES;
+use crate::wire::frontend::{longest, tag};
+use crate::wire::{Framer, Kept, Refusal, SqlState};
+use std::ops::Range;
+
+/// The client's stream.
+#[derive(Debug, Default)]
+pub struct Session {
+    framer: Framer,
+    /// Bytes of a dropped message that are still to come.
+    dropping: u32,
+}
+
+/// What the bytes of a client without a server amount to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// Keep what stands from here on and wait for more.
+    Incomplete(usize),
+    /// What stands from here on needs a server.
+    NeedsServer(usize),
+    /// The client says goodbye.
+    Terminate,
+    /// The client broke the protocol.
+    Broken(Refusal),
+}
+
+/// What may go to the linked server.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Passage {
+    /// This goes first: it came with earlier bytes.
+    pub kept: Kept,
+    /// Then this range of the bytes at hand.
+    pub range: Range<usize>,
+    /// Whole or partial queries begun, for the statistics.
+    pub queries: u32,
+    /// Why nothing that follows is passed on.
+    pub end: Option<End>,
+}
+
+/// The end of a session that its client brought about.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// It said goodbye.
+    Terminate,
+    /// It broke the protocol.
+    Broken(Refusal),
+}
+
+impl Session {
+    /// Looks at the bytes of a client that has no server: is there something that needs one? A message of up to
+    /// [`COLLECTED_BYTES_MAX`] is waited for until it is whole. Data of a COPY that is over is dropped, as
+    /// PostgreSQL does.
+    pub fn opening(&mut self, bytes: &[u8]) -> Opening {
+        let mut at = (self.dropping as usize).min(bytes.len());
+        self.dropping -= at as u32;
+        loop {
+            let Some(header) = bytes[at..].first_chunk::<HEADER_BYTES>() else { return Opening::Incomplete(at) };
+            let [tag, length @ ..] = *header;
+            let length = u32::from_be_bytes(length);
+            if let Err(refusal) = check(tag, length) {
+                return Opening::Broken(refusal);
+            }
+            let total = length as usize + 1;
+            let available = bytes.len() - at;
+            match tag {
+                tag::TERMINATE => return Opening::Terminate,
+                tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL => {
+                    let here = total.min(available);
+                    self.dropping = (total - here) as u32;
+                    at += here;
+                }
+                _ if total <= available || total > COLLECTED_BYTES_MAX => return Opening::NeedsServer(at),
+                _ => return Opening::Incomplete(at),
+            }
+        }
+    }
+
+    /// Goes through bytes of a client that has a server, and enters its messages in the server's account.
+    #[inline]
+    pub fn pass(&mut self, bytes: &[u8], owed: &mut Owed) -> Passage {
+        let mut at = 0;
+        let mut passage = Passage { kept: Kept::default(), range: 0..0, queries: 0, end: None };
+        let kept = self.framer.kept();
+        loop {
+            match self.framer.next(bytes, &mut at, longest) {
+                Ok(Some(segment)) => {
+                    if segment.begins {
+                        if segment.tag == tag::TERMINATE {
+                            passage.end = Some(End::Terminate);
+                            return passage;
+                        }
+                        if segment.carried > 0 {
+                            passage.kept = kept;
+                        }
+                        if matches!(segment.tag, tag::QUERY | tag::EXECUTE) {
+                            passage.queries += 1;
+                        }
+                        owed.sent(segment.tag);
+                    }
+                    passage.range.end = segment.range.end;
+                }
+                Ok(None) => return passage,
+                Err(error) => {
+                    let refusal = check(error.tag, error.length).err();
+                    passage.end = Some(End::Broken(refusal.unwrap_or_else(|| broken(error.to_string()))));
+                    return passage;
+                }
+            }
+        }
+    }
+
+    /// Part of a message's body has been passed on and the rest has not come.
+    pub fn is_within_body(&self) -> bool {
+        self.framer.is_within_body()
+    }
+
+    /// The beginning of a header that has come and belongs to no passage yet, up to four bytes. The session forgets
+    /// it: the caller keeps it for [`Session::opening`].
+    pub fn take_kept(&mut self) -> Kept {
+        self.framer.take_kept()
+    }
+}
+
+fn check(tag: u8, length: u32) -> Result<(), Refusal> {
+    let longest = longest(tag);
+    if longest == 0 {
+        return Err(broken(format!("invalid frontend message type {tag}")));
+    }
+    if length < 4 || length > longest {
+        return Err(broken(crate::wire::FrameError { tag, length }.to_string()));
+    }
+    Ok(())
+}
+
+fn broken(message: String) -> Refusal {
+    Refusal::new(SqlState::PROTOCOL_VIOLATION, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![tag];
+        bytes.extend((body.len() as u32 + 4).to_be_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    #[test]
+    fn a_query_needs_a_server_when_it_is_whole() {
+        let bytes = message(b'Q', b"select 1\0");
+        let mut session = Session::default();
+        for cut in 0..bytes.len() {
+            assert_eq!(session.opening(&bytes[..cut]), Opening::Incomplete(0), "cut at {cut}");
+        }
+        assert_eq!(session.opening(&bytes), Opening::NeedsServer(0));
+    }
+
+    #[test]
+    fn a_large_message_needs_a_server_at_once() {
+        let mut bytes = vec![b'P'];
+        bytes.extend((COLLECTED_BYTES_MAX as u32 + 1).to_be_bytes());
+        assert_eq!(Session::default().opening(&bytes), Opening::NeedsServer(0));
+    }
+
+    #[test]
+    fn leftovers_of_a_copy_are_dropped_however_they_are_cut() {
+        let stream = [message(b'd', b"row"), message(b'c', b""), message(b'Q', b"x\0")].concat();
+        for cut in 0..=stream.len() {
+            let mut session = Session::default();
+            let mut kept = stream[..cut].to_vec();
+            if let Opening::Incomplete(at) = session.opening(&kept) {
+                kept.drain(..at);
+                kept.extend(&stream[cut..]);
+                let Opening::NeedsServer(at) = session.opening(&kept) else { panic!("cut at {cut}") };
+                assert_eq!(kept[at..], message(b'Q', b"x\0"), "cut at {cut}");
+            } else {
+                assert_eq!(cut, stream.len());
+            }
+        }
+    }
+
+    #[test]
+    fn messages_that_do_not_exist_are_refused() {
+        for (tag, length) in [(b'?', 4u32), (b'p', 4), (b'Q', 3), (b'S', 1 << 20), (b'Q', u32::MAX)] {
+            let mut bytes = vec![tag];
+            bytes.extend(length.to_be_bytes());
+            let Opening::Broken(refusal) = Session::default().opening(&bytes) else { panic!("{tag}") };
+            assert_eq!(refusal.code, SqlState::PROTOCOL_VIOLATION);
+            let passage = Session::default().pass(&bytes, &mut Owed::default());
+            assert_eq!(passage.end, Some(End::Broken(refusal)));
+        }
+    }
+
+    #[test]
+    fn everything_but_a_started_header_passes() {
+        let stream = [message(b'P', b"\0x\0\0\0"), message(b'S', b"")].concat();
+        for cut in 0..=stream.len() {
+            let mut session = Session::default();
+            let mut owed = Owed::default();
+            let mut passed: Vec<u8> = Vec::new();
+            for piece in [&stream[..cut], &stream[cut..]] {
+                let passage = session.pass(piece, &mut owed);
+                passed.extend_from_slice(passage.kept.as_slice());
+                passed.extend_from_slice(&piece[passage.range]);
+            }
+            assert_eq!(passed, stream, "cut at {cut}");
+            assert_eq!(owed.len(), 2);
+        }
+    }
+
+    #[test]
+    fn what_stands_before_a_goodbye_passes() {
+        let stream = [message(b'Q', b"x\0"), message(b'X', b""), message(b'Q', b"y\0")].concat();
+        let passage = Session::default().pass(&stream, &mut Owed::default());
+        assert_eq!(passage, Passage { kept: Kept::default(), range: 0..7, queries: 1, end: Some(End::Terminate) });
+    }
+}

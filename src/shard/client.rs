@@ -1,0 +1,588 @@
+//! The clients of a shard: login, waiting, talking, leaving.
+
+use super::{Alarm, ClientKey, Deadline, Effect, Party, Peer, Piece, RouteKey, ServerKey, Shard};
+use crate::config::LogLevel;
+use crate::ids::{Owner, SessionId, SocketId};
+use crate::limits::{NAME_BYTES_MAX, OWED_REPLIES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW};
+use crate::session::{End, Opening, Session};
+use crate::time::Instant;
+use crate::wire::startup::{self, Packet, Startup};
+use crate::wire::{Refusal, SqlState, backend};
+use bytes::{Bytes, BytesMut};
+
+/// A client: what a shard remembers of it while it is idle, and little more while it is not.
+pub struct Client {
+    socket: SocketId,
+    session_id: SessionId,
+    pub(super) state: State,
+    pub(super) route: Option<RouteKey>,
+    pub(super) session: Session,
+    /// Bytes received that cannot go on yet.
+    pub(super) pending: Vec<u8>,
+    /// Bytes handed to the ring that have not left.
+    unsent: u32,
+    receiving: bool,
+    surplus: bool,
+    secret: u32,
+    pub(super) deadline: Deadline,
+    connected: Instant,
+    /// Since when it waits.
+    pub(super) since: Instant,
+    peer: Peer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Has not sent its startup packet; whether it asked for encryption in vain (TLS, GSS).
+    Startup { asked_tls: bool, asked_gss: bool },
+    /// Is let in as soon as a server has said what it reports.
+    AwaitParameters,
+    /// Between transactions.
+    Idle,
+    /// Has a query, and no server yet.
+    Waiting,
+    /// Has a server.
+    Linked(ServerKey),
+    /// Is told why, and closed.
+    Leaving,
+}
+
+impl Shard {
+    /// A client connected. `secret` becomes its cancel key; `surplus` says that the process has all the clients it may
+    /// have: this one will be told so. Returns whose its socket is.
+    pub fn accepted(&mut self, socket: SocketId, peer: Peer, secret: u32, surplus: bool) -> Owner {
+        let session_id = self.ids.session();
+        let key = self.clients.insert(Client {
+            socket,
+            session_id,
+            state: State::Startup { asked_tls: false, asked_gss: false },
+            route: None,
+            session: Session::default(),
+            pending: Vec::new(),
+            unsent: 0,
+            receiving: true,
+            surplus,
+            secret,
+            deadline: Deadline::default(),
+            connected: self.now,
+            since: self.now,
+            peer,
+        });
+        self.set_client_deadline(key, self.now.deadline(self.config.timeouts.client_login));
+        self.effects.push(Effect::Receive { socket, on: true });
+        if self.draining {
+            self.drain_client(key);
+        }
+        Party::Client(key).to_owner()
+    }
+
+    #[inline]
+    pub(super) fn client_received(&mut self, key: ClientKey, bytes: &[u8]) {
+        self.stats.received += bytes.len() as u64;
+        let Some(client) = self.clients.get_mut(key) else { return };
+        match client.state {
+            State::Linked(server) => self.pass_received(key, server, bytes),
+            State::Idle if client.pending.is_empty() => self.open_received(key, bytes),
+            State::Leaving => {}
+            state => {
+                client.pending.extend_from_slice(bytes);
+                match state {
+                    State::Startup { .. } => self.read_startup(key),
+                    State::Idle => self.open_pending(key),
+                    _ => self.hold_back(key),
+                }
+            }
+        }
+    }
+
+    /// Stops a client that sends more than may wait.
+    fn hold_back(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if client.pending.len() > UNSENT_BYTES_HIGH {
+            client.receiving = false;
+            self.effects.push(Effect::Receive { socket: client.socket, on: false });
+        }
+    }
+
+    // ---- login ----
+
+    fn read_startup(&mut self, key: ClientKey) {
+        loop {
+            let Some(client) = self.clients.get_mut(key) else { return };
+            let State::Startup { asked_tls, asked_gss } = client.state else { return };
+            let (packet, used) = match startup::read(&client.pending) {
+                Ok(None) => return,
+                Ok(Some(found)) => found,
+                Err(error) => {
+                    let refusal = Refusal::new(SqlState::PROTOCOL_VIOLATION, error.to_string());
+                    return self.refuse(key, refusal);
+                }
+            };
+            client.pending.drain(..used);
+            match packet {
+                Packet::Ssl if !asked_tls => self.deny_encryption(key, State::Startup { asked_tls: true, asked_gss }),
+                Packet::Gss if !asked_gss => self.deny_encryption(key, State::Startup { asked_tls, asked_gss: true }),
+                Packet::Ssl | Packet::Gss => {
+                    return self.refuse(key, protocol_violation("encryption was already denied"));
+                }
+                Packet::Cancel { .. } => return self.leave(key, None, "cancel request"),
+                Packet::Startup(startup) => return self.login(key, startup),
+            }
+        }
+    }
+
+    fn deny_encryption(&mut self, key: ClientKey, next: State) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if !client.pending.is_empty() {
+            // Bytes sent before our answer would be taken for encrypted ones by whoever put them there.
+            let refusal = protocol_violation("received unencrypted data after a request for encryption");
+            return self.refuse(key, refusal);
+        }
+        client.state = next;
+        self.send_to_client(key, Bytes::from_static(b"N"));
+    }
+
+    fn login(&mut self, key: ClientKey, startup: Startup) {
+        let surplus = self.clients.get(key).is_some_and(|client| client.surplus);
+        let route = if surplus { Err(too_many_clients()) } else { self.find_route(&startup) };
+        match route {
+            Err(refusal) => self.refuse(key, refusal),
+            Ok(route) => {
+                self.log_login(key, &startup);
+                let options = startup.protocol_options();
+                if startup.minor > 0 || !options.is_empty() {
+                    let mut answer = BytesMut::new();
+                    backend::put_negotiate_protocol_version(&mut answer, &options);
+                    self.send_to_client(key, answer.freeze());
+                }
+                let Some(client) = self.clients.get_mut(key) else { return };
+                client.route = Some(route);
+                client.state = State::AwaitParameters;
+                self.enter_route(key, route);
+            }
+        }
+    }
+
+    fn find_route(&mut self, startup: &Startup) -> Result<RouteKey, Refusal> {
+        let user = startup.get("user").unwrap_or_default();
+        if user.is_empty() {
+            let text = "no PostgreSQL user name specified in startup packet";
+            return Err(Refusal::new(SqlState::INVALID_AUTHORIZATION, text));
+        }
+        let database = startup.get("database").filter(|name| !name.is_empty()).unwrap_or(user);
+        for (what, name) in [("user", user), ("database", database)] {
+            if name.len() > NAME_BYTES_MAX {
+                let text = format!("the {what} name has {} bytes; PostgreSQL's limit is {NAME_BYTES_MAX}", name.len());
+                return Err(Refusal::new(SqlState::INVALID_AUTHORIZATION, text));
+            }
+        }
+        if startup.get("replication").is_some_and(asks_for_replication) {
+            let refusal = Refusal::new(SqlState::FEATURE_NOT_SUPPORTED, "replication connections are not pooled");
+            return Err(refusal.hint("Connect to PostgreSQL directly."));
+        }
+        self.route_for(database, user)
+    }
+
+    fn log_login(&mut self, key: ClientKey, startup: &Startup) {
+        let Some(client) = self.clients.get(key) else { return };
+        let (session, peer) = (client.session_id, client.peer);
+        let level = if self.config.log.connections { LogLevel::Info } else { LogLevel::Debug };
+        self.log(level, Some(session), None, || {
+            let user = startup.get("user").unwrap_or_default();
+            let database = startup.get("database").unwrap_or(user);
+            format!("login: database={database:?} user={user:?} from={peer}")
+        });
+    }
+
+    /// The server's parameters are known: the client is in.
+    pub(super) fn welcome(&mut self, key: ClientKey, parameters: &crate::server::Parameters) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        debug_assert!(matches!(client.state, State::AwaitParameters));
+        let mut greeting = BytesMut::with_capacity(512);
+        backend::put_authentication_ok(&mut greeting);
+        for (name, value) in parameters.iter() {
+            backend::put_parameter_status(&mut greeting, name, value);
+        }
+        backend::put_backend_key_data(&mut greeting, client.socket.slot, client.secret);
+        backend::put_ready_for_query(&mut greeting);
+        client.state = State::Idle;
+        self.stats.logins += 1;
+        self.send_to_client(key, greeting.freeze());
+        self.set_client_deadline(key, self.now.deadline(self.config.timeouts.client_idle));
+        self.resume_receiving(key);
+        self.open_pending(key);
+    }
+
+    // ---- talking ----
+
+    /// Bytes for the linked server.
+    #[inline]
+    fn pass_received(&mut self, key: ClientKey, server_key: ServerKey, bytes: &[u8]) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let Some(server) = self.servers.get_mut(server_key) else { return };
+        client.deadline.clear();
+        let passage = client.session.pass(bytes, &mut server.owed);
+        let header = passage.kept.as_slice();
+        let to = server.socket();
+        server.count_unsent(header.len() + passage.range.len());
+        if !header.is_empty() {
+            let piece = Piece::Own(Bytes::copy_from_slice(header));
+            self.effects.push(Effect::Send { socket: to, piece });
+        }
+        if !passage.range.is_empty() {
+            self.effects.push(Effect::Send { socket: to, piece: Piece::Received(passage.range) });
+        }
+        self.stats.queries += u64::from(passage.queries);
+        if server.unsent() > UNSENT_BYTES_HIGH || server.owed.len() > OWED_REPLIES_MAX {
+            client.receiving = false;
+            self.effects.push(Effect::Receive { socket: client.socket, on: false });
+        }
+        if let Some(end) = passage.end {
+            self.end_session(key, end);
+        }
+    }
+
+    /// Bytes of a client without a server and with nothing kept.
+    #[inline]
+    fn open_received(&mut self, key: ClientKey, bytes: &[u8]) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        match client.session.opening(bytes) {
+            // The common case: whole queries, and a server is idle. Nothing is copied.
+            Opening::NeedsServer(0) if self.link_idle(key) => {
+                let Some(State::Linked(server)) = self.clients.get(key).map(|client| client.state) else { return };
+                self.pass_received(key, server, bytes);
+            }
+            Opening::NeedsServer(at) | Opening::Incomplete(at) => {
+                if let Some(client) = self.clients.get_mut(key) {
+                    client.pending.extend_from_slice(&bytes[at..]);
+                    self.open_pending(key);
+                }
+            }
+            Opening::Terminate => self.leave(key, None, "client close request"),
+            Opening::Broken(refusal) => self.refuse(key, refusal),
+        }
+    }
+
+    /// Looks at what an idle client has kept.
+    pub(super) fn open_pending(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if client.pending.is_empty() {
+            return;
+        }
+        match client.session.opening(&client.pending) {
+            Opening::Incomplete(at) => {
+                client.pending.drain(..at);
+                if client.pending.is_empty() {
+                    client.pending = Vec::new();
+                }
+            }
+            Opening::NeedsServer(at) => {
+                client.pending.drain(..at);
+                if self.link_idle(key) {
+                    self.pass_pending(key);
+                } else {
+                    self.wait_for_server(key);
+                }
+            }
+            Opening::Terminate => self.leave(key, None, "client close request"),
+            Opening::Broken(refusal) => self.refuse(key, refusal),
+        }
+    }
+
+    fn wait_for_server(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.state = State::Waiting;
+        client.since = self.now;
+        let Some(route) = client.route else { return };
+        self.set_client_deadline(key, self.now.deadline(self.config.timeouts.query_wait));
+        self.hold_back(key);
+        if let Some(route) = self.routes.get_mut(route) {
+            route.pool.enqueue(key);
+        }
+        self.demand(route);
+    }
+
+    /// The client has got a server: what it kept goes there.
+    pub(super) fn pass_pending(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let State::Linked(server_key) = client.state else { return };
+        let Some(server) = self.servers.get_mut(server_key) else { return };
+        let bytes = Bytes::from(std::mem::take(&mut client.pending));
+        let passage = client.session.pass(&bytes, &mut server.owed);
+        debug_assert!(passage.kept.as_slice().is_empty(), "what was kept begins with a whole header");
+        server.count_unsent(passage.range.len());
+        let piece = Piece::Own(bytes.slice(passage.range));
+        self.effects.push(Effect::Send { socket: server.socket(), piece });
+        self.stats.queries += u64::from(passage.queries);
+        match passage.end {
+            Some(end) => self.end_session(key, end),
+            None => self.resume_receiving(key),
+        }
+    }
+
+    fn end_session(&mut self, key: ClientKey, end: End) {
+        match end {
+            End::Terminate => self.leave(key, None, "client close request"),
+            End::Broken(refusal) => self.refuse(key, refusal),
+        }
+    }
+
+    /// The client's transaction is over and its server taken away.
+    #[inline]
+    pub(super) fn unlink_client(&mut self, key: ClientKey) {
+        let idle_deadline = self.now.deadline(self.config.timeouts.client_idle);
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.state = State::Idle;
+        client.pending.extend_from_slice(client.session.take_kept().as_slice());
+        client.deadline.clear();
+        if idle_deadline != Instant::NEVER {
+            self.set_client_deadline(key, idle_deadline);
+        }
+        if self.draining {
+            self.drain_client(key);
+        } else {
+            self.resume_receiving(key);
+        }
+    }
+
+    /// The client's server is in a transaction and waits for it to say more.
+    pub(super) fn idle_in_transaction(&mut self, key: ClientKey) {
+        let timeout = self.config.timeouts.idle_transaction;
+        if timeout.is_some() {
+            self.set_client_deadline(key, self.now.deadline(timeout));
+        }
+    }
+
+    /// Receives again, if it was stopped.
+    pub(super) fn resume_receiving(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if !client.receiving {
+            client.receiving = true;
+            self.effects.push(Effect::Receive { socket: client.socket, on: true });
+        }
+    }
+
+    // ---- sending ----
+
+    /// Bytes of our own.
+    pub(super) fn send_to_client(&mut self, key: ClientKey, bytes: Bytes) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.unsent += bytes.len() as u32;
+        self.stats.sent += bytes.len() as u64;
+        self.effects.push(Effect::Send { socket: client.socket, piece: Piece::Own(bytes) });
+    }
+
+    /// A server's bytes: `header` (what was kept of a header) and a range of what was received. Returns true if
+    /// the server should pause.
+    #[inline]
+    pub(super) fn answer_client(&mut self, key: ClientKey, header: &[u8], range: std::ops::Range<usize>) -> bool {
+        let Some(client) = self.clients.get_mut(key) else { return false };
+        let bytes = header.len() + range.len();
+        client.unsent += bytes as u32;
+        self.stats.sent += bytes as u64;
+        if !header.is_empty() {
+            let piece = Piece::Own(Bytes::copy_from_slice(header));
+            self.effects.push(Effect::Send { socket: client.socket, piece });
+        }
+        if !range.is_empty() {
+            self.effects.push(Effect::Send { socket: client.socket, piece: Piece::Received(range) });
+        }
+        client.unsent as usize > UNSENT_BYTES_HIGH
+    }
+
+    #[inline]
+    pub(super) fn client_sent(&mut self, key: ClientKey, bytes: usize) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.unsent = client.unsent.saturating_sub(bytes as u32);
+        if client.unsent as usize <= UNSENT_BYTES_LOW
+            && let State::Linked(server) = client.state
+        {
+            self.resume_server(server);
+        }
+    }
+
+    /// The server has room again, or answered: its client may go on.
+    #[inline]
+    pub(super) fn server_has_room(&mut self, key: ClientKey, server: ServerKey) {
+        let Some(client) = self.clients.get(key) else { return };
+        if client.receiving {
+            return;
+        }
+        let Some(server) = self.servers.get(server) else { return };
+        if server.unsent() <= UNSENT_BYTES_LOW && server.owed.len() <= OWED_REPLIES_MAX / 2 {
+            self.resume_receiving(key);
+        }
+    }
+
+    // ---- leaving ----
+
+    /// Sends a client away with an error.
+    pub(super) fn refuse(&mut self, key: ClientKey, refusal: Refusal) {
+        let reason = refusal.to_string();
+        self.leave(key, Some(Goodbye::Refusal(refusal)), &reason);
+    }
+
+    /// Sends a client away with an error as the server wrote it.
+    pub(super) fn refuse_with(&mut self, key: ClientKey, error: Bytes, reason: &str) {
+        self.leave(key, Some(Goodbye::Message(error)), reason);
+    }
+
+    /// Ends a session: its server is given up, its place in a queue too, and the connection is closed.
+    pub(super) fn leave(&mut self, key: ClientKey, goodbye: Option<Goodbye>, reason: &str) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let state = std::mem::replace(&mut client.state, State::Leaving);
+        if state == State::Leaving {
+            return;
+        }
+        client.pending = Vec::new();
+        client.deadline.clear();
+        let (socket, session_id, route) = (client.socket, client.session_id, client.route.take());
+        let within_body = client.session.is_within_body();
+        let mut can_speak = true;
+        match state {
+            State::Linked(server) => can_speak = self.abandon(server, within_body),
+            State::Waiting | State::AwaitParameters => self.forget_waiting(route, key),
+            State::Startup { .. } | State::Idle | State::Leaving => {}
+        }
+        if let Some(goodbye) = goodbye.filter(|_| can_speak) {
+            let message = goodbye.into_message(session_id);
+            self.send_to_client(key, message);
+        }
+        let unsent = self.clients.get(key).is_some_and(|client| client.unsent > 0);
+        let linger = unsent.then_some(LINGER);
+        self.effects.push(Effect::Close { socket, linger });
+        if let Some(route) = route {
+            self.leave_route(route);
+        }
+        self.log_leave(key, session_id, reason);
+    }
+
+    fn log_leave(&mut self, key: ClientKey, session: SessionId, reason: &str) {
+        let Some(client) = self.clients.get(key) else { return };
+        let (age, peer) = (self.now.since(client.connected), client.peer);
+        let level = if self.config.log.disconnections { LogLevel::Info } else { LogLevel::Debug };
+        self.log(level, Some(session), None, || {
+            format!("client {peer} closing because: {reason} (age={:.3}s)", age.as_secs_f64())
+        });
+    }
+
+    pub(super) fn client_ended(&mut self, key: ClientKey, error: Option<i32>) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        // Whatever is unsent will never be read.
+        client.unsent = 0;
+        let reason = match error {
+            None => "client unexpected eof".to_owned(),
+            Some(errno) => format!("client connection failed: {}", std::io::Error::from_raw_os_error(errno)),
+        };
+        self.leave(key, None, &reason);
+    }
+
+    pub(super) fn condemn_client(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get(key) else { return };
+        let (socket, state) = (client.socket, client.state);
+        if let State::Linked(server) = state {
+            self.condemn_server_alone(server);
+            if let Some(client) = self.clients.get_mut(key) {
+                client.state = State::Idle;
+            }
+        }
+        self.leave(key, None, "internal error");
+        self.effects.push(Effect::Close { socket, linger: None });
+    }
+
+    // ---- deadlines and draining ----
+
+    pub(super) fn set_client_deadline(&mut self, key: ClientKey, at: Instant) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        self.deadlines.set(Alarm::Client(key), &mut client.deadline, at);
+    }
+
+    pub(super) fn client_alarm(&mut self, key: ClientKey, rang: Instant) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if !self.deadlines.is_due(Alarm::Client(key), &mut client.deadline, rang, self.now) {
+            return;
+        }
+        match client.state {
+            State::Startup { .. } => {
+                let refusal = Refusal::new(SqlState::PROTOCOL_VIOLATION, "client_login_timeout");
+                self.refuse(key, refusal.hint("The startup packet did not come in time."));
+            }
+            State::AwaitParameters | State::Waiting => self.waited_too_long(key),
+            State::Idle => {
+                self.refuse(key, Refusal::new(SqlState::IDLE_SESSION_TIMEOUT, "client_idle_timeout"));
+            }
+            State::Linked(_) => {
+                let refusal = Refusal::new(SqlState::IDLE_IN_TRANSACTION_TIMEOUT, "idle_transaction_timeout");
+                self.refuse(key, refusal.hint("The transaction was rolled back."));
+            }
+            State::Leaving => {}
+        }
+    }
+
+    fn waited_too_long(&mut self, key: ClientKey) {
+        let route = self.clients.get(key).and_then(|client| client.route).and_then(|key| self.routes.get(key));
+        let Some(route) = route else { return };
+        let seconds = self.config.timeouts.query_wait.unwrap_or_default().as_secs_f64();
+        let refusal = match &self.endpoints[route.endpoint].last_error {
+            Some(error) => {
+                let text = format!("query_wait_timeout: no server connection within {seconds} s: {error}");
+                Refusal::new(SqlState::CONNECTION_FAILURE, text)
+            }
+            None => {
+                let text = format!("query_wait_timeout: no server connection became free within {seconds} s");
+                Refusal::new(SqlState::TOO_MANY_CONNECTIONS, text)
+                    .hint("Raise the endpoint's max_connections, or shorten transactions.")
+            }
+        };
+        self.refuse(key, refusal);
+    }
+
+    pub(super) fn drain_client(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get(key) else { return };
+        let at_boundary = match client.state {
+            State::Linked(server) => self.servers.get(server).is_some_and(|server| server.is_at_rest()),
+            State::Leaving => false,
+            _ => true,
+        };
+        if at_boundary {
+            let text = "terminating connection due to administrator command";
+            self.refuse(key, Refusal::new(SqlState::ADMIN_SHUTDOWN, text).hint("pgpinion is shutting down."));
+        }
+    }
+
+    /// The session's name, for the log.
+    pub(super) fn session_of(&self, key: ClientKey) -> Option<SessionId> {
+        self.clients.get(key).map(|client| client.session_id)
+    }
+}
+
+/// The last thing a client is told.
+pub(super) enum Goodbye {
+    Refusal(Refusal),
+    Message(Bytes),
+}
+
+impl Goodbye {
+    fn into_message(self, session: SessionId) -> Bytes {
+        match self {
+            Self::Refusal(refusal) => refusal.to_message(&format!("pgpinion session {session}")),
+            Self::Message(bytes) => bytes,
+        }
+    }
+}
+
+fn too_many_clients() -> Refusal {
+    Refusal::new(SqlState::TOO_MANY_CONNECTIONS, "no more connections allowed (max_client_conn)")
+}
+
+fn protocol_violation(text: &'static str) -> Refusal {
+    Refusal::new(SqlState::PROTOCOL_VIOLATION, text)
+}
+
+/// As PostgreSQL reads the parameter: a boolean, or `database`.
+fn asks_for_replication(value: &str) -> bool {
+    !matches!(value.to_ascii_lowercase().as_str(), "false" | "off" | "no" | "0" | "f" | "n" | "of")
+}
+
+/// How long a client that was sent away may take to read why.
+const LINGER: std::time::Duration = std::time::Duration::from_secs(1);

@@ -1,0 +1,176 @@
+//! Messages that servers send: their types, how long they may be, and those that we make or read ourselves.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+/// Message types, as the protocol chapter names them.
+pub mod tag {
+    #![allow(missing_docs)]
+    pub const AUTHENTICATION: u8 = b'R';
+    pub const BACKEND_KEY_DATA: u8 = b'K';
+    pub const BIND_COMPLETE: u8 = b'2';
+    pub const CLOSE_COMPLETE: u8 = b'3';
+    pub const COMMAND_COMPLETE: u8 = b'C';
+    pub const COPY_BOTH_RESPONSE: u8 = b'W';
+    pub const COPY_DATA: u8 = b'd';
+    pub const COPY_DONE: u8 = b'c';
+    pub const COPY_IN_RESPONSE: u8 = b'G';
+    pub const COPY_OUT_RESPONSE: u8 = b'H';
+    pub const DATA_ROW: u8 = b'D';
+    pub const EMPTY_QUERY_RESPONSE: u8 = b'I';
+    pub const ERROR_RESPONSE: u8 = b'E';
+    pub const FUNCTION_CALL_RESPONSE: u8 = b'V';
+    pub const NEGOTIATE_PROTOCOL_VERSION: u8 = b'v';
+    pub const NO_DATA: u8 = b'n';
+    pub const NOTICE_RESPONSE: u8 = b'N';
+    pub const NOTIFICATION_RESPONSE: u8 = b'A';
+    pub const PARAMETER_DESCRIPTION: u8 = b't';
+    pub const PARAMETER_STATUS: u8 = b'S';
+    pub const PARSE_COMPLETE: u8 = b'1';
+    pub const PORTAL_SUSPENDED: u8 = b's';
+    pub const READY_FOR_QUERY: u8 = b'Z';
+    pub const ROW_DESCRIPTION: u8 = b'T';
+}
+
+/// The transaction status of a ReadyForQuery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// `I`: not in a transaction.
+    Idle,
+    /// `T`: in a transaction.
+    Transaction,
+    /// `E`: in a transaction that failed.
+    Failed,
+}
+
+impl Status {
+    /// The status a byte stands for.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            b'I' => Some(Status::Idle),
+            b'T' => Some(Status::Transaction),
+            b'E' => Some(Status::Failed),
+            _ => None,
+        }
+    }
+}
+
+/// The largest length field a server's message of a type can have: fixed where the protocol fixes it, else what
+/// fits PostgreSQL's own buffers (1 GB). 0 for a type that does not exist.
+pub fn longest(tag: u8) -> u32 {
+    match tag {
+        tag::READY_FOR_QUERY => 5,
+        tag::PARSE_COMPLETE
+        | tag::BIND_COMPLETE
+        | tag::CLOSE_COMPLETE
+        | tag::EMPTY_QUERY_RESPONSE
+        | tag::NO_DATA
+        | tag::PORTAL_SUSPENDED
+        | tag::COPY_DONE => 4,
+        tag::BACKEND_KEY_DATA => 4 + 4 + 256,
+        tag::DATA_ROW
+        | tag::COPY_DATA
+        | tag::FUNCTION_CALL_RESPONSE
+        | tag::ERROR_RESPONSE
+        | tag::NOTICE_RESPONSE
+        | tag::NOTIFICATION_RESPONSE
+        | tag::ROW_DESCRIPTION
+        | tag::PARAMETER_DESCRIPTION
+        | tag::PARAMETER_STATUS
+        | tag::COMMAND_COMPLETE
+        | tag::COPY_IN_RESPONSE
+        | tag::COPY_OUT_RESPONSE
+        | tag::COPY_BOTH_RESPONSE
+        | tag::AUTHENTICATION
+        | tag::NEGOTIATE_PROTOCOL_VERSION => 0x3fff_ffff + 4,
+        _ => 0,
+    }
+}
+
+/// A message of the given type and body.
+pub fn message(tag: u8, body: &[u8]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(body.len() + 5);
+    put(&mut bytes, tag, &[body]);
+    bytes.freeze()
+}
+
+/// Appends a message whose body is `parts`, one behind the other.
+pub fn put(to: &mut BytesMut, tag: u8, parts: &[&[u8]]) {
+    let body: usize = parts.iter().map(|part| part.len()).sum();
+    to.reserve(body + 5);
+    to.put_u8(tag);
+    to.put_u32(u32::try_from(body + 4).unwrap_or(u32::MAX));
+    for part in parts {
+        to.put_slice(part);
+    }
+}
+
+/// Appends an AuthenticationOk.
+pub fn put_authentication_ok(to: &mut BytesMut) {
+    put(to, tag::AUTHENTICATION, &[&0u32.to_be_bytes()]);
+}
+
+/// Appends a ParameterStatus.
+pub fn put_parameter_status(to: &mut BytesMut, name: &str, value: &str) {
+    put(to, tag::PARAMETER_STATUS, &[name.as_bytes(), b"\0", value.as_bytes(), b"\0"]);
+}
+
+/// Appends a BackendKeyData of protocol 3.0.
+pub fn put_backend_key_data(to: &mut BytesMut, process: u32, secret: u32) {
+    put(to, tag::BACKEND_KEY_DATA, &[&process.to_be_bytes(), &secret.to_be_bytes()]);
+}
+
+/// Appends a ReadyForQuery with status idle.
+pub fn put_ready_for_query(to: &mut BytesMut) {
+    put(to, tag::READY_FOR_QUERY, &[b"I"]);
+}
+
+/// Appends the answer to a client that asks for a newer minor version of the protocol, or for options of its
+/// future: we speak 3.0 and none of the options.
+pub fn put_negotiate_protocol_version(to: &mut BytesMut, options: &[String]) {
+    let count = u32::try_from(options.len()).unwrap_or(u32::MAX);
+    let mut body = BytesMut::new();
+    body.put_u32(0x0003_0000);
+    body.put_u32(count);
+    for option in options {
+        body.put_slice(option.as_bytes());
+        body.put_u8(0);
+    }
+    put(to, tag::NEGOTIATE_PROTOCOL_VERSION, &[&body]);
+}
+
+/// The name and value of a ParameterStatus; `None` if its body is not two terminated strings.
+pub fn read_parameter_status(body: &[u8]) -> Option<(&str, &str)> {
+    let mut fields = body.strip_suffix(b"\0")?.split(|&byte| byte == 0);
+    let name = std::str::from_utf8(fields.next()?).ok()?;
+    let value = std::str::from_utf8(fields.next()?).ok()?;
+    fields.next().is_none().then_some((name, value))
+}
+
+/// The process id and cancel key of a BackendKeyData: 4 to 256 bytes of key since protocol 3.2.
+pub fn read_backend_key_data(body: &[u8]) -> Option<(u32, &[u8])> {
+    let (process, key) = body.split_first_chunk()?;
+    (key.len() >= 4).then(|| (u32::from_be_bytes(*process), key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_read_back() {
+        let mut bytes = BytesMut::new();
+        put_parameter_status(&mut bytes, "TimeZone", "UTC");
+        assert_eq!(read_parameter_status(&bytes[5..]), Some(("TimeZone", "UTC")));
+        for bad in [&b""[..], b"a", b"a\0", b"a\0b\0c\0", b"\xff\0b\0"] {
+            assert_eq!(read_parameter_status(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn keys_read_back() {
+        let mut bytes = BytesMut::new();
+        put_backend_key_data(&mut bytes, 7, 9);
+        assert_eq!(read_backend_key_data(&bytes[5..]), Some((7, &[0, 0, 0, 9][..])));
+        assert_eq!(read_backend_key_data(&[0; 7]), None);
+    }
+}
