@@ -40,3 +40,15 @@ impl Config {
     pub fn database(&self, name: &str) -> Option<&Database> { self.databases.iter().find(|d| d.name == name).or_else(|| self.databases.iter().find(|d| d.name == "*")) }
     pub fn pool_mode_of(&self, database: &Database) -> PoolMode { database.pool_mode.unwrap_or(self.pool_mode) }
 }
+impl Config {
+    pub fn upstream(_hostport: &str, cpus: &[usize]) -> Result<Config, String> {
+        let s = Duration::from_secs;
+        Ok(Config { listen: vec![Listen::Tcp(([127,0,0,1], 6432).into())], pool_mode: PoolMode::Transaction, max_client_conn: 10000,
+            timeouts: Timeouts { query_wait: Some(s(120)), server_idle: Some(s(600)), server_lifetime: Some(s(3600)), server_connect: s(15), client_login: Some(s(60)), idle_transaction: None, client_idle: None, server_close: s(5), shutdown: None },
+            server_reset_query: "DISCARD ALL".into(), tcp: Tcp { keepalive: true, idle: s(5), interval: s(5), count: 5, user_timeout: Some(s(10)), socket_buffer: None, backlog: 4096 },
+            log: Log { format: LogFormat::Text, level: LogLevel::Info, connections: true, disconnections: true }, stats_period: None,
+            endpoints: vec![Endpoint { name: "main".into(), hosts: vec![Host::Address([127,0,0,1].into())], port: 5432, max_connections: 100 }],
+            databases: vec![Database { name: "*".into(), endpoint: 0, dbname: None, user: None, password: None, pool_mode: None }],
+            users: Users, cores: Cores { shards: cpus.iter().map(|&cpu| Shard { cpu, sq_entries: 1024, cq_entries: 8192, recv_buffers: 512, recv_buffer_bytes: 16384, busy_poll: Duration::ZERO }).collect(), housekeeping: vec![] } })
+    }
+}

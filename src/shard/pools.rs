@@ -204,8 +204,9 @@ impl Shard {
         self.deadlines.set(Alarm::Server(key), &mut server.deadline, at);
     }
 
-    /// Whether a server of this route that comes to rest must make room for another route of its endpoint: one that
-    /// waits below its quota while this one is above, or one that has nothing while this one has had its turn.
+    /// Whether a server of this route that comes to rest must make room for another route of its endpoint: any that
+    /// waits while nobody waits here, one that waits below its quota while this one is above, or one that has nothing
+    /// while this one has had its turn.
     #[inline]
     fn must_yield(&self, key: RouteKey) -> bool {
         let Some(route) = self.routes.get(key) else { return false };
@@ -217,6 +218,9 @@ impl Shard {
         let wanting = others().filter(|other| other.wants_server()).count();
         if wanting <= endpoint.closing {
             return false;
+        }
+        if route.pool.waiting() == 0 {
+            return true;
         }
         let active = 1 + others().filter(|other| other.pool.held() > 0 || other.wants_server()).count();
         let quota = endpoint.ledger.quota(active);

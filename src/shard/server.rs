@@ -155,8 +155,9 @@ struct Answer {
 
 impl Answer {
     /// What stands before the broken message goes to the client, and ends where a message ends.
-    fn broken(mut self, server: &mut Server, why: String) -> Self {
+    fn broken(mut self, server: &mut Server, at: &mut usize, why: String) -> Self {
         server.framer = Framer::default();
+        *at = usize::MAX;
         self.broken = Some(why);
         self
     }
@@ -312,25 +313,59 @@ impl Shard {
     /// Bytes of a linked server: on to its client, and an eye on where the answer ends.
     #[inline]
     fn answer_received(&mut self, key: ServerKey, client: ClientKey, bytes: &[u8]) {
-        let Some(server) = self.servers.get_mut(key) else { return };
-        let answer = read_answer(server, bytes);
-        let pause = self.answer_client(client, answer.kept.as_slice(), answer.range.clone());
+        let mut at = 0;
+        while at < bytes.len() {
+            let Some(server) = self.servers.get_mut(key) else { return };
+            let answer = read_answer(server, bytes, &mut at);
+            let settled = server.owed.is_settled();
+            self.stats.transactions += u64::from(answer.ready && server.status == Status::Idle);
+            if !self.pass_answer(key, client, answer) {
+                return;
+            }
+            if settled {
+                if at < bytes.len() && self.gives_back(key, client) {
+                    return self.take_back(key, client, &bytes[at..]);
+                }
+                self.ready(key, client);
+            }
+        }
+        self.server_has_room(client, key);
+    }
+
+    /// False: the server broke the protocol, and the two are parted.
+    #[inline]
+    fn pass_answer(&mut self, key: ServerKey, client: ClientKey, answer: Answer) -> bool {
+        let pause = self.answer_client(client, answer.kept.as_slice(), answer.range);
         if let Some(report) = &answer.goodbye {
             self.heard_goodbye(key, report);
         }
         if let Some(broken) = answer.broken {
-            return self.break_link(key, client, broken);
+            self.break_link(key, client, broken);
+            return false;
         }
-        let Some(server) = self.servers.get_mut(key) else { return };
+        let Some(server) = self.servers.get_mut(key) else { return false };
         if pause && server.receiving {
             server.receiving = false;
             self.effects.push(Effect::Receive { socket: server.socket(), on: false });
         }
-        if server.owed.is_settled() {
-            self.stats.transactions += u64::from(answer.ready && server.status == Status::Idle);
-            self.ready(key, client);
-        }
-        self.server_has_room(client, key);
+        true
+    }
+
+    /// The transaction is over, and with it the client's right to this server.
+    fn gives_back(&self, key: ServerKey, client: ClientKey) -> bool {
+        let Some(server) = self.servers.get(key) else { return false };
+        let session_mode = self.routes.get(server.route).is_some_and(|route| route.mode == PoolMode::Session);
+        !session_mode && server.is_at_rest() && !self.client_within_body(client)
+    }
+
+    /// A server says more behind the end of its answer. That is not for the client that gives it back, nor for the
+    /// next: it might be the news that the server goes.
+    fn take_back(&mut self, key: ServerKey, client: ClientKey, bytes: &[u8]) {
+        self.unlink_client(client);
+        let Some(server) = self.servers.get_mut(key) else { return };
+        server.state = State::Draining(DRAINED_BYTES_MAX);
+        self.deadlines.set(Alarm::Server(key), &mut server.deadline, self.now + DRAIN_MAX);
+        self.unlinked_received(key, bytes);
     }
 
     /// After a ReadyForQuery, or when the last byte to the server has left: is the transaction over?
@@ -408,7 +443,20 @@ impl Shard {
                 self.idle_message(key, segment.tag, &body);
             }
         }
+        self.set_aside(key);
         self.advance_cleaning(key);
+    }
+
+    /// An idle server that has begun to say something is not given to anybody until it has said it.
+    fn set_aside(&mut self, key: ServerKey) {
+        let Some(server) = self.servers.get(key) else { return };
+        if !matches!(server.state, State::Idle) || server.is_at_rest() {
+            return;
+        }
+        if let Some(route) = self.routes.get_mut(server.route) {
+            route.pool.remove_idle(key);
+        }
+        self.hear_out(key);
     }
 
     /// A message of a server that no client hears.
@@ -691,21 +739,21 @@ impl Shard {
     }
 }
 
-/// Goes through the bytes of a linked server: what may go to its client, and what it means for the account.
+/// Goes through the bytes of a linked server from `at` on, up to the end of the answer: what may go to its client, and
+/// what it means for the account.
 #[inline]
-fn read_answer(server: &mut Server, bytes: &[u8]) -> Answer {
-    let mut answer = Answer { kept: Kept::default(), range: 0..0, broken: None, goodbye: None, ready: false };
+fn read_answer(server: &mut Server, bytes: &[u8], at: &mut usize) -> Answer {
+    let mut answer = Answer { kept: Kept::default(), range: *at..*at, broken: None, goodbye: None, ready: false };
     let kept = server.framer.kept();
-    let mut at = 0;
     loop {
-        let segment = match server.framer.next(bytes, &mut at, backend::longest) {
+        let segment = match server.framer.next(bytes, at, backend::longest) {
             Ok(Some(segment)) => segment,
             Ok(None) => return answer,
-            Err(error) => return answer.broken(server, error.to_string()),
+            Err(error) => return answer.broken(server, at, error.to_string()),
         };
         if segment.begins {
             if let Err(nonsense) = server.owed.received(segment.tag) {
-                return answer.broken(server, nonsense.to_string());
+                return answer.broken(server, at, nonsense.to_string());
             }
             if segment.carried > 0 {
                 answer.kept = kept;
@@ -716,9 +764,14 @@ fn read_answer(server: &mut Server, bytes: &[u8]) -> Answer {
             tag::READY_FOR_QUERY if segment.ends => {
                 match bytes.get(segment.range.end - 1).and_then(|&byte| Status::from_byte(byte)) {
                     Some(status) => server.status = status,
-                    None => return answer.broken(server, "a transaction status that does not exist".into()),
+                    None => {
+                        return answer.broken(server, at, "a transaction status that does not exist".into());
+                    }
                 }
                 answer.ready = true;
+                if server.owed.is_settled() {
+                    return answer;
+                }
             }
             tag::ERROR_RESPONSE => {
                 let report = server.hear(&segment, bytes).map(|body| Report::read(&body));

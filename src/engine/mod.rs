@@ -1,0 +1,308 @@
+//! A pinned core: executor, ring and shard meet.
+//!
+//! The driver is a loop on the shard's thread: take completions from the ring, hand them to the shard, do what it wants
+//! done, poll tasks if one may be runnable, and sleep in the ring until something happens. The data path is dispatch:
+//! no task and no waker between a received byte and its send. Tasks are for what is strictly sequential: dialling a
+//! server, cancelling a query, waiting for a computation.
+
+mod dial;
+mod process;
+
+pub use process::{RunError, run};
+
+use crate::config::{Config, LogLevel};
+use crate::control::{Helpers, Logger, Resolver};
+use crate::ids::{ConnectionId, Owner, SessionId, ShardId, SocketId};
+use crate::ring::address::{self, TcpOptions};
+use crate::ring::{CloseMode, Event, Outgoing, Received, Ring, Tasks, clock};
+use crate::shard::{Effect, Line, Party, Peer, Piece, Shard, Stats};
+use crossbeam_channel::Receiver;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What reaches a shard from other threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mail {
+    /// End in good order: finish transactions, then go.
+    Drain,
+    /// End now.
+    Stop,
+    /// Write the counts of the last period to the log.
+    Report,
+}
+
+/// What a shard is made of. All of it may be shared or sent.
+pub(crate) struct Parts {
+    pub config: Arc<Config>,
+    pub id: ShardId,
+    pub shards: usize,
+    pub listeners: Vec<OwnedFd>,
+    pub mail: Receiver<Mail>,
+    /// Clients of the whole process: counted at accept and close only.
+    pub clients: Arc<AtomicUsize>,
+    pub logger: Logger,
+    pub resolver: Resolver,
+    pub helpers: Helpers,
+    pub seed: u64,
+}
+
+/// One shard at work.
+pub(crate) struct Engine {
+    config: Arc<Config>,
+    id: ShardId,
+    ring: Ring,
+    tasks: Tasks,
+    shard: RefCell<Shard>,
+    effects: RefCell<Vec<Effect>>,
+    mail: Receiver<Mail>,
+    clients: Arc<AtomicUsize>,
+    logger: Logger,
+    resolver: Resolver,
+    helpers: Helpers,
+    listeners: RefCell<Vec<crate::ring::ListenerId>>,
+    stopping: Cell<bool>,
+    reported: Cell<Stats>,
+    panics: Cell<u64>,
+}
+
+impl Engine {
+    pub(crate) fn new(parts: Parts, ring: Ring, tasks: Tasks) -> Rc<Self> {
+        let shard = Shard::new(parts.config.clone(), parts.id, parts.shards, parts.seed);
+        let listeners = parts.listeners.into_iter().map(|listener| ring.listen(listener, 0)).collect();
+        Rc::new(Self {
+            config: parts.config,
+            id: parts.id,
+            ring,
+            tasks,
+            shard: RefCell::new(shard),
+            effects: RefCell::new(Vec::with_capacity(64)),
+            mail: parts.mail,
+            clients: parts.clients,
+            logger: parts.logger,
+            resolver: parts.resolver,
+            helpers: parts.helpers,
+            listeners: RefCell::new(listeners),
+            stopping: Cell::new(false),
+            reported: Cell::new(Stats::default()),
+            panics: Cell::new(0),
+        })
+    }
+
+    /// The driver. Returns when the shard was told to end and has.
+    ///
+    /// # Errors
+    /// The ring failed: nothing can go on.
+    pub(crate) async fn drive(self: &Rc<Self>) -> io::Result<()> {
+        while !self.stopping.get() {
+            let deadline = self.shard.borrow().next_deadline();
+            let mut woke = false;
+            self.ring.turn(deadline, &mut |event| {
+                if !std::mem::replace(&mut woke, true) {
+                    self.shard.borrow_mut().set_time(clock::now());
+                }
+                self.dispatch(event);
+            })?;
+            if clock::now() >= deadline {
+                self.with_shard(None, |shard| {
+                    shard.set_time(clock::now());
+                    shard.tick();
+                });
+            }
+            if self.tasks.may_be_runnable() {
+                self.tasks.settle().await;
+            }
+            if self.listeners.borrow().is_empty() && self.shard.borrow().is_empty() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn dispatch(self: &Rc<Self>, event: Event) {
+        match event {
+            Event::Received { owner, buffer, .. } => {
+                self.guarded(owner, Some(&buffer), |shard| shard.received(owner, self.ring.received(&buffer)));
+            }
+            Event::Sent { owner, bytes, .. } => self.guarded(owner, None, |shard| shard.sent(owner, bytes)),
+            Event::Ended { owner, error, .. } => self.guarded(owner, None, |shard| shard.ended(owner, error)),
+            Event::Closed { owner, .. } => {
+                if matches!(Party::from_owner(owner), Party::Client(_)) {
+                    self.clients.fetch_sub(1, Ordering::Relaxed);
+                }
+                self.guarded(owner, None, |shard| shard.closed(owner));
+            }
+            Event::Accepted { fd, .. } => self.accepted(fd),
+            Event::AcceptFailed { error, .. } => {
+                self.write(LogLevel::Error, format!("shard {}: cannot accept: {error}", self.id));
+            }
+            Event::Doorbell => self.read_mail(),
+        }
+    }
+
+    /// Lets the shard handle an event of `owner`. A panic condemns that connection and whom it is linked to; a second
+    /// one while doing so means that the shard's state is beyond trust, and ends the process.
+    fn guarded(self: &Rc<Self>, owner: Owner, buffer: Option<&Received>, handle: impl FnOnce(&mut Shard)) {
+        let mut shard = self.shard.borrow_mut();
+        if catch_unwind(AssertUnwindSafe(|| handle(&mut shard))).is_err() {
+            self.panics.set(self.panics.get() + 1);
+            shard.condemn(owner);
+        }
+        drop(shard);
+        self.apply(buffer);
+    }
+
+    pub(crate) fn with_shard(self: &Rc<Self>, buffer: Option<&Received>, handle: impl FnOnce(&mut Shard)) {
+        handle(&mut self.shard.borrow_mut());
+        self.apply(buffer);
+    }
+
+    /// Does what the shard wants done.
+    fn apply(self: &Rc<Self>, buffer: Option<&Received>) {
+        let mut effects = self.effects.take();
+        self.shard.borrow_mut().take_effects(&mut effects);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Send { socket, piece: Piece::Own(bytes) } => self.ring.send(socket, Outgoing::Own(bytes)),
+                Effect::Send { socket, piece: Piece::Received(range) } => {
+                    let Some(buffer) = buffer else { unreachable!("ranges are of the event being handled") };
+                    let range = range.start as u32..range.end as u32;
+                    self.ring.send(socket, Outgoing::Buffer { buffer, range });
+                }
+                Effect::Receive { socket, on: true } => self.ring.start_receiving(socket),
+                Effect::Receive { socket, on: false } => self.ring.stop_receiving(socket),
+                Effect::Close { socket, linger: None } => self.ring.close(socket, CloseMode::Now),
+                Effect::Close { socket, linger: Some(linger) } => {
+                    self.ring.close(socket, CloseMode::AfterSending(linger));
+                }
+                Effect::Dial { server, endpoint } => self.spawn_dial(server, endpoint),
+                Effect::Cancel { socket, key } => self.spawn_cancel(socket, key),
+                Effect::Compute { server, work } => self.spawn_computation(server, work),
+                Effect::Log(line) => self.write_line(line),
+            }
+        }
+        self.effects.replace(effects);
+    }
+
+    fn accepted(self: &Rc<Self>, fd: OwnedFd) {
+        let clients = self.clients.fetch_add(1, Ordering::Relaxed) + 1;
+        let peer = match address::peer_address(&fd) {
+            Ok(Some(address)) => Peer::Tcp(address),
+            Ok(None) => Peer::Unix,
+            // It left before we looked.
+            Err(_) => return drop(self.clients.fetch_sub(1, Ordering::Relaxed)),
+        };
+        if clients > self.config.max_client_conn + SURPLUS_CLIENTS_MAX {
+            self.clients.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        self.set_options(&fd, matches!(peer, Peer::Tcp(_)));
+        let surplus = clients > self.config.max_client_conn;
+        let secret = random_secret();
+        let socket = self.ring.adopt(fd, Owner(0));
+        let mut owner = Owner(0);
+        {
+            let mut shard = self.shard.borrow_mut();
+            owner.clone_from(&shard.accepted(socket, peer, secret, surplus));
+        }
+        self.ring.set_owner(socket, owner);
+        self.apply(None);
+    }
+
+    fn set_options(&self, fd: &impl AsRawFd, tcp: bool) {
+        if !tcp {
+            return;
+        }
+        if let Err(error) = address::set_tcp_options(fd.as_raw_fd(), &self.tcp_options()) {
+            self.write(LogLevel::Warn, format!("shard {}: cannot set TCP options: {error}", self.id));
+        }
+    }
+
+    fn tcp_options(&self) -> TcpOptions {
+        let tcp = &self.config.tcp;
+        TcpOptions {
+            nodelay: true,
+            keepalive: tcp.keepalive.then_some((tcp.idle, tcp.interval, tcp.count)),
+            user_timeout: tcp.user_timeout,
+            socket_buffer: tcp.socket_buffer,
+        }
+    }
+
+    // ---- mail ----
+
+    fn read_mail(self: &Rc<Self>) {
+        while let Ok(mail) = self.mail.try_recv() {
+            match mail {
+                Mail::Drain => self.drain(),
+                Mail::Stop => self.stopping.set(true),
+                Mail::Report => self.report(),
+            }
+        }
+    }
+
+    fn drain(self: &Rc<Self>) {
+        for listener in self.listeners.take() {
+            self.ring.close_listener(listener);
+        }
+        self.with_shard(None, |shard| shard.drain());
+    }
+
+    /// One line with the counts since the last.
+    fn report(&self) {
+        let shard = self.shard.borrow();
+        let (now, census, ring) = (shard.stats(), shard.census(), self.ring.stats());
+        let last = self.reported.replace(now);
+        let (transactions, queries) = (now.transactions - last.transactions, now.queries - last.queries);
+        let wait = (now.wait - last.wait).as_micros() / u128::from(transactions.max(1));
+        self.write(
+            LogLevel::Info,
+            format!(
+                "stats: shard {}: {transactions} xacts, {queries} queries, {} logins, in {} B, out {} B, wait {wait} us a \
+                 xact; clients {} ({} waiting), servers {} ({} idle), {} opened; buffers {} free, {} panics",
+                self.id,
+                now.logins - last.logins,
+                now.received - last.received,
+                now.sent - last.sent,
+                census.clients,
+                census.waiting,
+                census.servers,
+                census.idle,
+                now.opened - last.opened,
+                ring.free_buffers,
+                self.panics.get(),
+            ),
+        );
+    }
+
+    // ---- log ----
+
+    fn write_line(&self, line: Line) {
+        let Line { level, session, connection, text } = line;
+        self.write(level, format!("{}{text}", context(session, connection)));
+    }
+
+    pub(crate) fn write(&self, level: LogLevel, text: String) {
+        self.logger.write(level, text);
+    }
+
+    pub(crate) fn peer_of(&self, socket: SocketId) -> Option<address::SocketAddress> {
+        let fd = self.ring.raw_fd(socket)?;
+        address::peer(fd).ok()
+    }
+}
+
+fn context(session: Option<SessionId>, connection: Option<ConnectionId>) -> String {
+    match (session, connection) {
+        (None, None) => String::new(),
+        (Some(session), None) => format!("session={session} "),
+        (None, Some(connection)) => format!("connection={connection} "),
+        (Some(session), Some(connection)) => format!("session={session} connection={connection} "),
+    }
+}
+
+/// Clients above `max_client_conn` that are let in far enough to be told so.
+const SURPLUS_CLIENTS_MAX: usize = 100;

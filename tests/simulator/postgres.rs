@@ -1,0 +1,253 @@
+//! A model of PostgreSQL: as much of the protocol chapter as a pooler can get wrong.
+
+/// What one backend does with bytes.
+#[derive(Default)]
+pub struct Postgres {
+    input: Vec<u8>,
+    pub output: Vec<u8>,
+    started: bool,
+    status: Status,
+    skipping: bool,
+    /// The message at hand is of the extended protocol.
+    extended: bool,
+    copying: Option<Copying>,
+    statement: Option<String>,
+    portal: Option<String>,
+    pub gone: bool,
+    /// The client whose transaction is open, as named by its statements.
+    owner: Option<String>,
+    /// Everything that a pooler must never let happen.
+    pub violations: Vec<String>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Status {
+    #[default]
+    Idle,
+    Transaction,
+    Failed,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Copying {
+    Simple,
+    Extended,
+}
+
+impl Postgres {
+    /// A backend whose client has logged in already: the reference that a client compares with.
+    pub fn logged_in() -> Self {
+        Self { started: true, ..Self::default() }
+    }
+
+    pub fn receive(&mut self, bytes: &[u8]) {
+        self.input.extend_from_slice(bytes);
+        while !self.gone && self.step() {}
+    }
+
+    fn step(&mut self) -> bool {
+        let header = if self.started { 5 } else { 4 };
+        let Some(length) = self.input.get(header - 4..header) else { return false };
+        let length = u32::from_be_bytes(length.try_into().unwrap()) as usize + header - 4;
+        if self.input.len() < length {
+            return false;
+        }
+        let message: Vec<u8> = self.input.drain(..length).collect();
+        if self.started {
+            self.message(message[0], &message[5..]);
+        } else {
+            self.started = true;
+            self.put(b'R', &[0; 4]);
+            self.put(b'S', b"server_version\0model\0");
+            self.put(b'K', &[0, 0, 0, 1, 0, 0, 0, 2]);
+            self.ready();
+        }
+        true
+    }
+
+    fn message(&mut self, tag: u8, body: &[u8]) {
+        if let Some(copying) = self.copying {
+            return self.copy_message(copying, tag, body);
+        }
+        if self.skipping && !matches!(tag, b'S' | b'X') {
+            return;
+        }
+        self.extended = tag != b'Q';
+        let text = String::from_utf8_lossy(body).trim_end_matches('\0').to_owned();
+        match tag {
+            b'Q' => self.simple(&text),
+            b'P' => {
+                self.statement = Some(text.trim_matches('\0').to_owned());
+                if text.contains("BADPARSE") { self.error("syntax") } else { self.put(b'1', b"") }
+            }
+            b'B' => match self.statement.clone() {
+                Some(statement) => {
+                    self.portal = Some(statement);
+                    self.put(b'2', b"");
+                }
+                None => self.error("no statement"),
+            },
+            b'D' => self.put(b'T', b"\0\0"),
+            b'E' => {
+                if let Some(portal) = self.portal.clone() {
+                    self.execute(&portal, Some(Copying::Extended));
+                } else {
+                    self.error("no portal");
+                }
+            }
+            b'C' => self.put(b'3', b""),
+            b'H' | b'd' | b'c' | b'f' => {}
+            b'S' => {
+                self.skipping = false;
+                self.ready();
+            }
+            b'X' => self.gone = true,
+            _ => self.violations.push(format!("message type {tag}")),
+        }
+    }
+
+    fn simple(&mut self, text: &str) {
+        for statement in text.split(';').filter(|statement| !statement.is_empty()) {
+            if !self.execute(statement, Some(Copying::Simple)) {
+                break;
+            }
+            if self.copying.is_some() {
+                return;
+            }
+        }
+        if text.is_empty() {
+            self.put(b'I', b"");
+        }
+        if self.copying.is_none() {
+            self.ready();
+        }
+    }
+
+    /// Executes `VERB token`. False: an error.
+    fn execute(&mut self, statement: &str, copying: Option<Copying>) -> bool {
+        let (verb, token) = statement.split_once(' ').unwrap_or((statement, ""));
+        let client = token.split('-').next().unwrap_or_default().to_owned();
+        if self.status != Status::Idle && !client.is_empty() {
+            match &self.owner {
+                Some(owner) if *owner != client => {
+                    self.violations.push(format!("{statement} within the transaction of {owner}"));
+                }
+                _ => {}
+            }
+        }
+        if self.status == Status::Failed && !matches!(verb, "ROLLBACK" | "COMMIT") {
+            self.error("aborted");
+            return false;
+        }
+        match verb {
+            "BEGIN" => {
+                if self.status != Status::Idle {
+                    self.violations.push(format!("{statement} within a transaction"));
+                }
+                self.status = Status::Transaction;
+                self.owner = Some(client);
+                self.put(b'C', b"BEGIN\0");
+            }
+            "COMMIT" | "ROLLBACK" => {
+                self.status = Status::Idle;
+                self.owner = None;
+                self.put(b'C', format!("{verb}\0").as_bytes());
+            }
+            "DISCARD" => self.put(b'C', b"DISCARD ALL\0"),
+            "ECHO" => {
+                self.put(b'D', token.as_bytes());
+                self.put(b'C', b"SELECT 1\0");
+            }
+            "MANY" => {
+                for row in 0..200 {
+                    self.put(b'D', format!("{token}-{row}").as_bytes());
+                }
+                self.put(b'C', b"SELECT 200\0");
+            }
+            "NOTICE" => {
+                self.put(b'N', format!("SNOTICE\0M{token}\0\0").as_bytes());
+                self.put(b'C', b"DO\0");
+            }
+            "SET" => {
+                self.put(b'S', format!("application_name\0{token}\0").as_bytes());
+                self.put(b'C', b"SET\0");
+            }
+            "FAIL" => {
+                self.error(token);
+                return false;
+            }
+            "COPYOUT" => {
+                self.put(b'H', &[0, 0, 0]);
+                for _ in 0..5 {
+                    self.put(b'd', token.as_bytes());
+                }
+                self.put(b'c', b"");
+                self.put(b'C', b"COPY 5\0");
+            }
+            "COPYIN" => {
+                self.put(b'G', &[0, 0, 0]);
+                self.copying = copying;
+            }
+            _ => {
+                self.error("syntax");
+                return false;
+            }
+        }
+        true
+    }
+
+    fn copy_message(&mut self, copying: Copying, tag: u8, body: &[u8]) {
+        let outcome = match tag {
+            b'd' if body == b"bad" => Err("bad data"),
+            b'd' | b'S' | b'H' => return,
+            b'c' => Ok(()),
+            b'f' => Err("copy failed"),
+            _ => {
+                self.gone = true;
+                return;
+            }
+        };
+        self.copying = None;
+        match outcome {
+            Ok(()) => self.put(b'C', b"COPY 1\0"),
+            Err(text) => {
+                self.extended = copying == Copying::Extended;
+                self.error(text);
+            }
+        }
+        if copying == Copying::Simple {
+            self.ready();
+        }
+    }
+
+    fn error(&mut self, text: &str) {
+        if self.status == Status::Transaction {
+            self.status = Status::Failed;
+        }
+        self.put(b'E', format!("SERROR\0VERROR\0C42601\0M{text}\0\0").as_bytes());
+        // In the simple protocol an error ends the query; in the extended one the rest is skipped.
+        self.skipping = self.extended;
+    }
+
+    pub fn die(&mut self, politely: bool) {
+        if politely && self.started {
+            self.put(b'E', b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0");
+        }
+        self.gone = true;
+    }
+
+    fn ready(&mut self) {
+        let status = match self.status {
+            Status::Idle => b"I",
+            Status::Transaction => b"T",
+            Status::Failed => b"E",
+        };
+        self.put(b'Z', status);
+    }
+
+    fn put(&mut self, tag: u8, body: &[u8]) {
+        self.output.push(tag);
+        self.output.extend((body.len() as u32 + 4).to_be_bytes());
+        self.output.extend_from_slice(body);
+    }
+}
