@@ -1,6 +1,7 @@
 //! pgpinion: a thread-per-core io_uring connection pooler for PostgreSQL.
 
 pub mod config;
+pub mod fuzzing;
 pub mod ids;
 pub mod ledger;
 pub mod limits;

@@ -15,6 +15,8 @@
 mod client;
 mod deadlines;
 mod effect;
+mod farewell;
+mod login;
 mod pools;
 mod server;
 

@@ -1,0 +1,310 @@
+//! What happens to a server that no client holds: it is watched while idle, heard out and cleaned when its client
+//! left, and closed when it cannot be brought to rest for certain.
+
+use super::client::Goodbye;
+use super::server::{Cleaning, State};
+use super::{Alarm, ClientKey, Effect, ServerKey, Shard};
+use crate::config::{LogLevel, PoolMode};
+use crate::limits::{DRAIN_MAX, DRAINED_BYTES_MAX};
+use crate::server::Nonsense;
+use crate::time::Instant;
+use crate::wire::backend::{self, Status, tag};
+use crate::wire::error::Report;
+use crate::wire::{Refusal, SqlState, frontend};
+use bytes::Bytes;
+use std::time::Duration;
+
+impl Shard {
+    /// Bytes of a server without a client: idle, being heard out, or being cleaned.
+    pub(super) fn unlinked_received(&mut self, key: ServerKey, bytes: &[u8]) {
+        let mut at = 0;
+        loop {
+            let Some(server) = self.servers.get_mut(key) else { return };
+            if matches!(server.state, State::Closing) {
+                return;
+            }
+            let segment = match server.framer.next(bytes, &mut at, backend::longest) {
+                Ok(Some(segment)) => segment,
+                Ok(None) => break,
+                Err(error) => return self.close_broken(key, &error.to_string()),
+            };
+            if segment.begins
+                && let Err(nonsense) = server.owed.received(segment.tag)
+            {
+                return self.close_broken(key, &nonsense.to_string());
+            }
+            if !is_understood(segment.tag) {
+                continue;
+            }
+            if let Some(body) = server.hear(&segment, bytes) {
+                self.idle_message(key, segment.tag, &body);
+            }
+        }
+        self.set_aside(key);
+        self.advance_cleaning(key);
+    }
+
+    /// An idle server that has begun to say something is not given to anybody until it has said it.
+    pub(super) fn set_aside(&mut self, key: ServerKey) {
+        let Some(server) = self.servers.get(key) else { return };
+        if !matches!(server.state, State::Idle) || server.is_at_rest() {
+            return;
+        }
+        if let Some(route) = self.routes.get_mut(server.route) {
+            route.pool.remove_idle(key);
+        }
+        self.hear_out(key);
+    }
+
+    /// A message of a server that no client hears.
+    pub(super) fn idle_message(&mut self, key: ServerKey, message: u8, body: &Bytes) {
+        let Some(server) = self.servers.get_mut(key) else { return };
+        let (id, session) = (server.id, server.last_session);
+        match message {
+            tag::READY_FOR_QUERY => match body.first().and_then(|&byte| Status::from_byte(byte)) {
+                Some(status) => server.status = status,
+                None => self.close_broken(key, "a transaction status that does not exist"),
+            },
+            tag::NOTICE_RESPONSE => {
+                let report = Report::read(body);
+                self.log(LogLevel::Info, session, Some(id), || format!("notice between sessions: {report}"));
+            }
+            tag::NOTIFICATION_RESPONSE => {
+                self.log(LogLevel::Debug, session, Some(id), || "notification for nobody".into());
+            }
+            tag::ERROR_RESPONSE => {
+                let report = Report::read(body);
+                let cleaning = matches!(server.state, State::Cleaning(_));
+                let idle = matches!(server.state, State::Idle);
+                self.log(LogLevel::Warn, session, Some(id), || format!("server: {report}"));
+                if report.is_fatal() || cleaning || idle {
+                    self.close_broken(key, "it ended the session, or could not be cleaned");
+                }
+            }
+            tag::PARAMETER_STATUS => {}
+            _ => self.close_broken(key, &Nonsense { tag: message }.to_string()),
+        }
+    }
+
+    /// The next step for a server whose client left, if the last one is done.
+    pub(super) fn advance_cleaning(&mut self, key: ServerKey) {
+        let Some(server) = self.servers.get_mut(key) else { return };
+        if !server.owed.is_settled() || server.unsent > 0 || !server.framer.at_boundary() {
+            return;
+        }
+        match server.state {
+            State::Draining(_) | State::Cleaning(Cleaning::Rollback) => self.clean(key),
+            State::Cleaning(Cleaning::Reset) if server.is_at_rest() => self.rest(key),
+            State::Cleaning(Cleaning::Reset) => self.close_server(key, "the reset query left a transaction open"),
+            _ => {}
+        }
+    }
+
+    /// Rolls back what is open, makes the server forget the session where that is the rule, and lets it rest.
+    pub(super) fn clean(&mut self, key: ServerKey) {
+        let Some(server) = self.servers.get_mut(key) else { return };
+        if server.owed.in_doubt() {
+            return self.close_server(key, "nobody knows whether it has more to say");
+        }
+        let session_mode = self.routes.get(server.route).is_some_and(|route| route.mode == PoolMode::Session);
+        if server.status != Status::Idle {
+            if matches!(server.state, State::Cleaning(_)) {
+                return self.close_server(key, "it could not be rolled back");
+            }
+            self.tell(key, Cleaning::Rollback, "ROLLBACK");
+        } else if session_mode && !self.config.server_reset_query.is_empty() {
+            let config = self.config.clone();
+            self.tell(key, Cleaning::Reset, &config.server_reset_query);
+        } else {
+            self.rest(key);
+        }
+    }
+
+    pub(super) fn tell(&mut self, key: ServerKey, cleaning: Cleaning, text: &str) {
+        let Some(server) = self.servers.get_mut(key) else { return };
+        server.state = State::Cleaning(cleaning);
+        server.owed.sent(frontend::tag::QUERY);
+        self.deadlines.set(Alarm::Server(key), &mut server.deadline, self.now + CLEAN_MAX);
+        self.send_to_server(key, frontend::query(text));
+    }
+
+    /// The client of this server leaves. The server is heard out and cleaned where it can be brought to rest for
+    /// certain, else closed. Returns whether the client can still be told something: the stream to it is between
+    /// two messages, and the server has not said goodbye itself.
+    pub(super) fn abandon(&mut self, key: ServerKey, within_body: bool) -> bool {
+        let Some(server) = self.servers.get_mut(key) else { return true };
+        if matches!(server.state, State::Closing) {
+            return !server.said_goodbye && !server.framer.is_within_body();
+        }
+        let can_speak = !server.said_goodbye && !server.framer.is_within_body();
+        if within_body {
+            self.close_server(key, "its client left in the middle of a message");
+        } else if server.owed.copies_in() {
+            self.close_server(key, "its client left in the middle of a COPY");
+        } else if !server.owed.settles_by_itself() && !server.owed.in_doubt() {
+            // A Sync ends the batch that the client left open.
+            server.owed.sent(frontend::tag::SYNC);
+            self.send_to_server(key, Bytes::from_static(b"S\0\0\0\x04"));
+            self.hear_out(key);
+        } else if server.owed.in_doubt() {
+            self.close_server(key, "nobody knows whether it has more to say");
+        } else {
+            self.hear_out(key);
+        }
+        can_speak
+    }
+
+    pub(super) fn hear_out(&mut self, key: ServerKey) {
+        self.resume_server(key);
+        let Some(server) = self.servers.get_mut(key) else { return };
+        server.state = State::Draining(DRAINED_BYTES_MAX);
+        self.deadlines.set(Alarm::Server(key), &mut server.deadline, self.now + DRAIN_MAX);
+        self.advance_cleaning(key);
+    }
+
+    /// Closes a server: politely if it is between two messages, with a cancel request if it is busy. Its permit
+    /// comes back when PostgreSQL has closed its side.
+    pub(super) fn close_server(&mut self, key: ServerKey, reason: &str) {
+        let Some(server) = self.servers.get_mut(key) else { return };
+        if matches!(server.state, State::Closing) {
+            return;
+        }
+        let busy = !server.owed.is_settled();
+        let cancel = if busy { server.key.clone() } else { None };
+        if let Some(key) = cancel {
+            self.effects.push(Effect::Cancel { socket: server.socket(), key });
+        }
+        if !busy && server.unsent == 0 {
+            self.send_to_server(key, frontend::terminate());
+        }
+        self.log_close(key, reason);
+        let linger = self.config.timeouts.server_close;
+        self.end_server(key, Some(linger));
+    }
+
+    /// Closes a server that broke the protocol, or ended: there is nothing more to say to it.
+    pub(super) fn close_broken(&mut self, key: ServerKey, reason: &str) {
+        self.log_close(key, reason);
+        self.end_server(key, Some(self.config.timeouts.server_close));
+    }
+
+    pub(super) fn log_close(&mut self, key: ServerKey, reason: &str) {
+        let Some(server) = self.servers.get(key) else { return };
+        let (id, session, age) = (server.id, server.last_session, self.now.since(server.opened));
+        let level = if self.config.log.disconnections { LogLevel::Info } else { LogLevel::Debug };
+        self.log(level, session, Some(id), || {
+            format!("server closing because: {reason} (age={:.3}s)", age.as_secs_f64())
+        });
+    }
+
+    pub(super) fn end_server(&mut self, key: ServerKey, linger: Option<Duration>) {
+        let Some(server) = self.servers.get_mut(key) else { return };
+        let state = std::mem::replace(&mut server.state, State::Closing);
+        server.deadline.clear();
+        let (socket, route, endpoint) = (server.socket(), server.route, server.endpoint);
+        match state {
+            State::Closing => return,
+            State::Idle => {
+                if let Some(route) = self.routes.get_mut(route) {
+                    route.pool.remove_idle(key);
+                }
+            }
+            _ => {}
+        }
+        self.endpoints[endpoint].closing += 1;
+        self.effects.push(Effect::Close { socket, linger });
+    }
+
+    pub(super) fn server_ended(&mut self, key: ServerKey, error: Option<i32>) {
+        let Some(server) = self.servers.get_mut(key) else { return };
+        server.unsent = 0;
+        let what = match error {
+            None => "the server closed the connection".to_owned(),
+            Some(errno) => {
+                format!("the server connection failed: {}", std::io::Error::from_raw_os_error(errno))
+            }
+        };
+        match server.state {
+            State::Closing | State::Dialing => {}
+            State::Login(_) => {
+                let (endpoint, route) = (server.endpoint, server.route);
+                self.dial_failed(endpoint, route, format!("{what} during login"));
+                self.log_close(key, &what);
+                self.end_server(key, None);
+            }
+            State::Linked(client) => {
+                self.log_close(key, &what);
+                self.end_server(key, None);
+                self.lose_server(client, what);
+            }
+            _ => {
+                self.log_close(key, &what);
+                self.end_server(key, None);
+            }
+        }
+    }
+
+    /// The client's server is gone. Bytes once sent to a server are never sent again: the client must know.
+    pub(super) fn lose_server(&mut self, client: ClientKey, what: String) {
+        let refusal = Refusal::new(SqlState::CONNECTION_FAILURE, what);
+        let reason = refusal.to_string();
+        self.leave(client, Some(Goodbye::Refusal(refusal)), &reason);
+    }
+
+    pub(super) fn condemn_server(&mut self, key: ServerKey) {
+        let Some(server) = self.servers.get(key) else { return };
+        if let State::Linked(client) = server.state {
+            return self.condemn_client(client);
+        }
+        self.condemn_server_alone(key);
+    }
+
+    pub(super) fn condemn_server_alone(&mut self, key: ServerKey) {
+        if self.servers.get(key).is_some_and(|server| server.socket.is_some()) {
+            self.close_broken(key, "internal error");
+        }
+    }
+
+    pub(super) fn server_alarm(&mut self, key: ServerKey, rang: Instant) {
+        let Some(server) = self.servers.get_mut(key) else { return };
+        if !self.deadlines.is_due(Alarm::Server(key), &mut server.deadline, rang, self.now) {
+            return;
+        }
+        match &server.state {
+            State::Login(_) => {
+                let (endpoint, route) = (server.endpoint, server.route);
+                self.dial_failed(endpoint, route, "server_connect_timeout during login".into());
+                self.log_close(key, "server_connect_timeout during login");
+                self.end_server(key, None);
+            }
+            State::Idle => {
+                let reason = if server.expires <= self.now { "server_lifetime" } else { "server_idle_timeout" };
+                self.close_server(key, reason);
+            }
+            State::Draining(_) => self.close_server(key, "it was busy for too long after its client had left"),
+            State::Cleaning(_) => self.close_server(key, "cleaning it took too long"),
+            State::Dialing | State::Linked(_) | State::Closing => {}
+        }
+    }
+
+    pub(super) fn drain_server(&mut self, key: ServerKey) {
+        if self.servers.get(key).is_some_and(|server| matches!(server.state, State::Idle)) {
+            self.close_server(key, "shutting down");
+        }
+    }
+}
+
+/// Messages of an unlinked server that are read; all others only count.
+fn is_understood(message: u8) -> bool {
+    matches!(
+        message,
+        tag::READY_FOR_QUERY
+            | tag::NOTICE_RESPONSE
+            | tag::NOTIFICATION_RESPONSE
+            | tag::ERROR_RESPONSE
+            | tag::PARAMETER_STATUS
+    )
+}
+
+/// How long a rollback or a reset may take.
+const CLEAN_MAX: Duration = Duration::from_secs(5);
