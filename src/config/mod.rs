@@ -52,3 +52,5 @@ impl Config {
             users: Users, cores: Cores { shards: cpus.iter().map(|&cpu| Shard { cpu, sq_entries: 1024, cq_entries: 8192, recv_buffers: 512, recv_buffer_bytes: 16384, busy_poll: Duration::ZERO }).collect(), housekeeping: vec![] } })
     }
 }
+impl Config { pub fn descriptors_needed(&self) -> usize { 100 } }
+impl std::fmt::Display for Listen { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { write!(f, "{self:?}") } }

@@ -12,14 +12,15 @@ pub use process::{RunError, run};
 
 use crate::config::{Config, LogLevel};
 use crate::control::{Helpers, Logger, Resolver};
-use crate::ids::{ConnectionId, Owner, SessionId, ShardId, SocketId};
-use crate::ring::address::{self, TcpOptions};
-use crate::ring::{CloseMode, Event, Outgoing, Received, Ring, Tasks, clock};
+use crate::ids::{ConnectionId, Owner, SessionId, ShardId};
+use crate::ring::{
+    self, CloseMode, Event, Keepalive, Outgoing, Received, Ring, SocketAddress, Tasks, TcpOptions, clock,
+};
 use crate::shard::{Effect, Line, Party, Peer, Piece, Shard, Stats};
 use crossbeam_channel::Receiver;
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -126,7 +127,7 @@ impl Engine {
     fn dispatch(self: &Rc<Self>, event: Event) {
         match event {
             Event::Received { owner, buffer, .. } => {
-                self.guarded(owner, Some(&buffer), |shard| shard.received(owner, self.ring.received(&buffer)));
+                self.guarded(owner, Some(&buffer), |shard| shard.received(owner, &buffer));
             }
             Event::Sent { owner, bytes, .. } => self.guarded(owner, None, |shard| shard.sent(owner, bytes)),
             Event::Ended { owner, error, .. } => self.guarded(owner, None, |shard| shard.ended(owner, error)),
@@ -141,6 +142,7 @@ impl Engine {
                 self.write(LogLevel::Error, format!("shard {}: cannot accept: {error}", self.id));
             }
             Event::Doorbell => self.read_mail(),
+            Event::Taken { .. } => unreachable!("no connection moves in this version"),
         }
     }
 
@@ -170,8 +172,7 @@ impl Engine {
                 Effect::Send { socket, piece: Piece::Own(bytes) } => self.ring.send(socket, Outgoing::Own(bytes)),
                 Effect::Send { socket, piece: Piece::Received(range) } => {
                     let Some(buffer) = buffer else { unreachable!("ranges are of the event being handled") };
-                    let range = range.start as u32..range.end as u32;
-                    self.ring.send(socket, Outgoing::Buffer { buffer, range });
+                    self.ring.send(socket, Outgoing::Buffer(buffer.range(range.start as u32..range.end as u32)));
                 }
                 Effect::Receive { socket, on: true } => self.ring.start_receiving(socket),
                 Effect::Receive { socket, on: false } => self.ring.stop_receiving(socket),
@@ -189,46 +190,31 @@ impl Engine {
     }
 
     fn accepted(self: &Rc<Self>, fd: OwnedFd) {
-        let clients = self.clients.fetch_add(1, Ordering::Relaxed) + 1;
-        let peer = match address::peer_address(&fd) {
-            Ok(Some(address)) => Peer::Tcp(address),
-            Ok(None) => Peer::Unix,
+        let peer = match ring::peer_address(fd.as_fd()) {
+            Ok(SocketAddress::Inet(address)) => Peer::Tcp(address),
+            Ok(_) => Peer::Unix,
             // It left before we looked.
-            Err(_) => return drop(self.clients.fetch_sub(1, Ordering::Relaxed)),
+            Err(_) => return,
         };
+        let clients = self.clients.fetch_add(1, Ordering::Relaxed) + 1;
         if clients > self.config.max_client_conn + SURPLUS_CLIENTS_MAX {
             self.clients.fetch_sub(1, Ordering::Relaxed);
             return;
         }
-        self.set_options(&fd, matches!(peer, Peer::Tcp(_)));
         let surplus = clients > self.config.max_client_conn;
-        let secret = random_secret();
-        let socket = self.ring.adopt(fd, Owner(0));
-        let mut owner = Owner(0);
-        {
+        let socket = self.ring.adopt(fd, NOBODY);
+        let owner = {
             let mut shard = self.shard.borrow_mut();
-            owner.clone_from(&shard.accepted(socket, peer, secret, surplus));
-        }
+            shard.accepted(socket, peer, random_secret(), surplus)
+        };
         self.ring.set_owner(socket, owner);
         self.apply(None);
     }
 
-    fn set_options(&self, fd: &impl AsRawFd, tcp: bool) {
-        if !tcp {
-            return;
-        }
-        if let Err(error) = address::set_tcp_options(fd.as_raw_fd(), &self.tcp_options()) {
+    /// Sets what the configuration says on a TCP socket.
+    pub(crate) fn set_options(&self, fd: BorrowedFd<'_>) {
+        if let Err(error) = ring::set_tcp_options(fd, &tcp_options(&self.config)) {
             self.write(LogLevel::Warn, format!("shard {}: cannot set TCP options: {error}", self.id));
-        }
-    }
-
-    fn tcp_options(&self) -> TcpOptions {
-        let tcp = &self.config.tcp;
-        TcpOptions {
-            nodelay: true,
-            keepalive: tcp.keepalive.then_some((tcp.idle, tcp.interval, tcp.count)),
-            user_timeout: tcp.user_timeout,
-            socket_buffer: tcp.socket_buffer,
         }
     }
 
@@ -272,7 +258,7 @@ impl Engine {
                 census.servers,
                 census.idle,
                 now.opened - last.opened,
-                ring.free_buffers,
+                ring.buffers_free,
                 self.panics.get(),
             ),
         );
@@ -288,11 +274,19 @@ impl Engine {
     pub(crate) fn write(&self, level: LogLevel, text: String) {
         self.logger.write(level, text);
     }
+}
 
-    pub(crate) fn peer_of(&self, socket: SocketId) -> Option<address::SocketAddress> {
-        let fd = self.ring.raw_fd(socket)?;
-        address::peer(fd).ok()
-    }
+/// TCP options as configured. The connections of a listener inherit its options.
+pub(crate) fn tcp_options(config: &Config) -> TcpOptions {
+    let tcp = &config.tcp;
+    let keepalive = Keepalive { idle: Some(tcp.idle), interval: Some(tcp.interval), count: Some(tcp.count) };
+    TcpOptions { nodelay: true, keepalive: tcp.keepalive.then_some(keepalive), user_timeout: tcp.user_timeout }
+}
+
+/// Cannot be guessed: from the kernel's generator, as the hash keys of the standard library are.
+pub(crate) fn random_secret() -> u32 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0u8) as u32
 }
 
 fn context(session: Option<SessionId>, connection: Option<ConnectionId>) -> String {
@@ -303,6 +297,9 @@ fn context(session: Option<SessionId>, connection: Option<ConnectionId>) -> Stri
         (Some(session), Some(connection)) => format!("session={session} connection={connection} "),
     }
 }
+
+/// A socket that belongs to no entry of the shard: its events find nothing.
+pub(crate) const NOBODY: Owner = Owner(u64::MAX);
 
 /// Clients above `max_client_conn` that are let in far enough to be told so.
 const SURPLUS_CLIENTS_MAX: usize = 100;

@@ -1,0 +1,141 @@
+//! What is strictly sequential, as tasks: opening a connection, cancelling a query, waiting for a computation.
+
+use super::{Engine, NOBODY};
+use crate::config::{Host, LogLevel};
+use crate::ids::SocketId;
+use crate::ring::{self, CloseMode, Outgoing, SocketAddress, clock};
+use crate::server::ScramWork;
+use crate::shard::{DialError, Party, Server};
+use crate::slab::Key;
+use crate::time::Instant;
+use crate::wire::startup;
+use bytes::Bytes;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+impl Engine {
+    /// Opens a connection to an endpoint, trying its hosts and their addresses in order until one answers or
+    /// `server_connect_timeout` is over for all of them together.
+    pub(super) fn spawn_dial(self: &Rc<Self>, server: Key<Server>, endpoint: usize) {
+        let engine = self.clone();
+        self.tasks.spawn(async move {
+            let outcome = engine.dial(endpoint).await.map(|fd| {
+                let owner = Party::Server(server).to_owner();
+                engine.ring.adopt(fd, owner)
+            });
+            engine.with_shard(None, |shard| {
+                shard.set_time(clock::now());
+                shard.dialed(server, outcome);
+            });
+        });
+    }
+
+    async fn dial(&self, endpoint: usize) -> Result<OwnedFd, DialError> {
+        let deadline = clock::now() + self.config.timeouts.server_connect;
+        let settings = &self.config.endpoints[endpoint];
+        let mut failures = Vec::new();
+        for host in &settings.hosts {
+            let addresses = match self.resolve(host, settings.port).await {
+                Ok(addresses) => addresses,
+                Err(error) => {
+                    failures.push(format!("cannot resolve {}: {error}", show(host, settings.port)));
+                    continue;
+                }
+            };
+            for address in addresses {
+                match self.connect(&address, deadline).await {
+                    Ok(fd) => return Ok(fd),
+                    Err(error) => failures.push(format!("cannot connect to {address}: {error}")),
+                }
+            }
+        }
+        Err(DialError(failures.join("; ")))
+    }
+
+    async fn connect(&self, address: &SocketAddress, deadline: Instant) -> io::Result<OwnedFd> {
+        let fd = ring::stream_socket(address)?;
+        if matches!(address, SocketAddress::Inet(_)) {
+            self.set_options(fd.as_fd());
+        }
+        match self.ring.connect(fd, address, deadline).await {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                let seconds = self.config.timeouts.server_connect.as_secs_f64();
+                Err(io::Error::new(error.kind(), format!("no answer within server_connect_timeout ({seconds} s)")))
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn resolve(&self, host: &Host, port: u16) -> io::Result<Vec<SocketAddress>> {
+        match host {
+            Host::Address(address) => Ok(vec![SocketAddress::Inet((*address, port).into())]),
+            Host::Socket(folder) => {
+                let path = folder.join(format!(".s.PGSQL.{port}"));
+                let address = match path.to_str().and_then(|path| path.strip_prefix('@')) {
+                    Some(name) => SocketAddress::Abstract(name.as_bytes().to_vec()),
+                    None => SocketAddress::Unix(path),
+                };
+                Ok(vec![address])
+            }
+            Host::Name(name) => {
+                let (promise, answer) = self.ring.remote();
+                self.resolver.resolve(name, port, move |outcome| promise.fulfil(outcome));
+                let gone = |_| io::Error::other("the resolver ended");
+                let found = answer.await.map_err(gone)??;
+                Ok(found.into_iter().map(SocketAddress::Inet).collect())
+            }
+        }
+    }
+
+    /// Asks PostgreSQL to cancel what a connection that is being closed still does. Nobody waits for the outcome:
+    /// the connection's own end tells.
+    pub(super) fn spawn_cancel(self: &Rc<Self>, socket: SocketId, (process, key): (u32, Bytes)) {
+        let Some(Ok(address)) = self.ring.with_fd(socket, ring::peer_address) else { return };
+        let engine = self.clone();
+        self.tasks.spawn(async move {
+            let deadline = clock::now() + engine.config.timeouts.server_connect;
+            match engine.connect(&address, deadline).await {
+                Ok(fd) => {
+                    let socket = engine.ring.adopt(fd, NOBODY);
+                    engine.ring.send(socket, Outgoing::Own(startup::cancel_request(process, &key)));
+                    engine.ring.close(socket, CloseMode::AfterSending(CANCEL_LINGER));
+                }
+                Err(error) => {
+                    engine.write(LogLevel::Warn, format!("cannot cancel backend {process} at {address}: {error}"));
+                }
+            }
+        });
+    }
+
+    /// Has a helper thread compute a step of a login.
+    pub(super) fn spawn_computation(self: &Rc<Self>, server: Key<Server>, work: ScramWork) {
+        let engine = self.clone();
+        let (promise, result) = self.ring.remote();
+        let submitted = self.helpers.submit(Box::new(move || promise.fulfil(work.run())));
+        if submitted.is_err() {
+            // The queue is full: the login times out and is tried again.
+            return self.write(LogLevel::Warn, "too many logins at once for the helper threads".into());
+        }
+        self.tasks.spawn(async move {
+            if let Ok(result) = result.await {
+                engine.with_shard(None, |shard| {
+                    shard.set_time(clock::now());
+                    shard.scram_done(server, result);
+                });
+            }
+        });
+    }
+}
+
+fn show(host: &Host, port: u16) -> String {
+    match host {
+        Host::Name(name) => format!("{name}:{port}"),
+        Host::Address(address) => format!("{address}:{port}"),
+        Host::Socket(folder) => format!("{}", folder.display()),
+    }
+}
+
+/// PostgreSQL closes the connection when it has passed the signal on.
+const CANCEL_LINGER: Duration = Duration::from_secs(5);
