@@ -92,7 +92,8 @@ impl Bench {
 fn query(criterion: &mut Criterion) {
     let mut bench = Bench::new();
     let question = message(b'Q', b"select 1\0");
-    let answer = [message(b'T', &[0; 30]), message(b'D', &[0; 7]), message(b'C', b"SELECT 1\0"), message(b'Z', b"I")];
+    let answer =
+        [message(b'T', &[0; 30]), message(b'D', &[0; 7]), message(b'C', b"SELECT 1\0"), message(b'Z', b"I")];
     let answer = answer.concat();
     let (client, server) = (bench.client, bench.server);
     criterion.bench_function("link, pass on, answer, release", |bencher| {

@@ -13,7 +13,11 @@ pub fn startup(bytes: &[u8]) {
     if let Ok(Some((_, used))) = &whole {
         assert!(*used <= bytes.len(), "no packet is longer than what was sent");
         assert_eq!(startup::read(&bytes[..*used]), whole, "what follows a packet does not change it");
-        assert_eq!(startup::read(&bytes[..used - 1]), Ok(None), "a packet without its last byte is not whole");
+        assert_eq!(
+            startup::read(&bytes[..used - 1]),
+            Ok(None),
+            "a packet without its last byte is not whole"
+        );
     }
 }
 

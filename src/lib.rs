@@ -1,5 +1,6 @@
 //! pgpinion: a thread-per-core io_uring connection pooler for PostgreSQL.
 
+pub mod arguments;
 pub mod config;
 #[cfg(feature = "runtime")]
 pub mod control;
@@ -9,6 +10,7 @@ pub mod fuzzing;
 pub mod ids;
 pub mod ledger;
 pub mod limits;
+pub mod log_line;
 pub mod pool;
 #[cfg(feature = "runtime")]
 pub mod ring;

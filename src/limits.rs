@@ -14,9 +14,6 @@ pub const SMALL_MESSAGE_BYTES_MAX: u32 = 10_000;
 /// An authentication message larger than this is an attack on the memory of whoever collects it.
 pub const AUTHENTICATION_BYTES_MAX: usize = 65_536;
 
-/// PostgreSQL's NAMEDATALEN - 1. Longer names would be cut by the server and could then meet another's pool.
-pub const NAME_BYTES_MAX: usize = 63;
-
 /// Bytes a client may have waiting (for a server, or to be sent on) before we stop reading from it; the same for
 /// a server's bytes waiting for its client. Four receive buffers of the default size keep a fast stream moving.
 pub const UNSENT_BYTES_HIGH: usize = 64 * 1024;

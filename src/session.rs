@@ -61,7 +61,9 @@ impl Session {
         let mut at = (self.dropping as usize).min(bytes.len());
         self.dropping -= at as u32;
         loop {
-            let Some(header) = bytes[at..].first_chunk::<HEADER_BYTES>() else { return Opening::Incomplete(at) };
+            let Some(header) = bytes[at..].first_chunk::<HEADER_BYTES>() else {
+                return Opening::Incomplete(at);
+            };
             let [tag, length @ ..] = *header;
             let length = u32::from_be_bytes(length);
             if let Err(refusal) = check(tag, length) {
@@ -221,6 +223,9 @@ mod tests {
     fn what_stands_before_a_goodbye_passes() {
         let stream = [message(b'Q', b"x\0"), message(b'X', b""), message(b'Q', b"y\0")].concat();
         let passage = Session::default().pass(&stream, &mut Owed::default());
-        assert_eq!(passage, Passage { kept: Kept::default(), range: 0..7, queries: 1, end: Some(End::Terminate) });
+        assert_eq!(
+            passage,
+            Passage { kept: Kept::default(), range: 0..7, queries: 1, end: Some(End::Terminate) }
+        );
     }
 }

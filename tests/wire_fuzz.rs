@@ -42,7 +42,8 @@ fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
             3 => bytes.insert(at.min(bytes.len()), random.next() as u8),
             4 => bytes.extend_from_slice(&seeds[random.below(seeds.len())]),
             _ => {
-                let extreme = [0u32, 3, 4, 5, 0x7fff_ffff, 0x8000_0000, u32::MAX][random.below(7)].to_be_bytes();
+                let extreme =
+                    [0u32, 3, 4, 5, 0x7fff_ffff, 0x8000_0000, u32::MAX][random.below(7)].to_be_bytes();
                 for (to, from) in bytes.iter_mut().skip(at).zip(extreme) {
                     *to = from;
                 }

@@ -62,7 +62,10 @@ impl Engine {
         match self.ring.connect(fd, address, deadline).await {
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                 let seconds = self.config.timeouts.server_connect.as_secs_f64();
-                Err(io::Error::new(error.kind(), format!("no answer within server_connect_timeout ({seconds} s)")))
+                Err(io::Error::new(
+                    error.kind(),
+                    format!("no answer within server_connect_timeout ({seconds} s)"),
+                ))
             }
             outcome => outcome,
         }
@@ -103,7 +106,10 @@ impl Engine {
                     engine.ring.close(socket, CloseMode::AfterSending(CANCEL_LINGER));
                 }
                 Err(error) => {
-                    engine.write(LogLevel::Warn, format!("cannot cancel backend {process} at {address}: {error}"));
+                    engine.write(
+                        LogLevel::Warn,
+                        format!("cannot cancel backend {process} at {address}: {error}"),
+                    );
                 }
             }
         });

@@ -11,12 +11,14 @@ mod process;
 pub use process::{RunError, run};
 
 use crate::config::{Config, LogLevel};
-use crate::control::{Helpers, Logger, Resolver};
-use crate::ids::{ConnectionId, Owner, SessionId, ShardId};
+use crate::control::crypto::Helpers;
+use crate::control::log::Logger;
+use crate::control::resolve::Resolver;
+use crate::ids::{Owner, ShardId};
 use crate::ring::{
     self, CloseMode, Event, Keepalive, Outgoing, Received, Ring, SocketAddress, Tasks, TcpOptions, clock,
 };
-use crate::shard::{Effect, Line, Party, Peer, Piece, Shard, Stats};
+use crate::shard::{Effect, Party, Peer, Piece, Shard, Stats};
 use crossbeam_channel::Receiver;
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -169,10 +171,13 @@ impl Engine {
         self.shard.borrow_mut().take_effects(&mut effects);
         for effect in effects.drain(..) {
             match effect {
-                Effect::Send { socket, piece: Piece::Own(bytes) } => self.ring.send(socket, Outgoing::Own(bytes)),
+                Effect::Send { socket, piece: Piece::Own(bytes) } => {
+                    self.ring.send(socket, Outgoing::Own(bytes))
+                }
                 Effect::Send { socket, piece: Piece::Received(range) } => {
                     let Some(buffer) = buffer else { unreachable!("ranges are of the event being handled") };
-                    self.ring.send(socket, Outgoing::Buffer(buffer.range(range.start as u32..range.end as u32)));
+                    self.ring
+                        .send(socket, Outgoing::Buffer(buffer.range(range.start as u32..range.end as u32)));
                 }
                 Effect::Receive { socket, on: true } => self.ring.start_receiving(socket),
                 Effect::Receive { socket, on: false } => self.ring.stop_receiving(socket),
@@ -183,7 +188,7 @@ impl Engine {
                 Effect::Dial { server, endpoint } => self.spawn_dial(server, endpoint),
                 Effect::Cancel { socket, key } => self.spawn_cancel(socket, key),
                 Effect::Compute { server, work } => self.spawn_computation(server, work),
-                Effect::Log(line) => self.write_line(line),
+                Effect::Log(line) => self.logger.line(line),
             }
         }
         self.effects.replace(effects);
@@ -266,13 +271,8 @@ impl Engine {
 
     // ---- log ----
 
-    fn write_line(&self, line: Line) {
-        let Line { level, session, connection, text } = line;
-        self.write(level, format!("{}{text}", context(session, connection)));
-    }
-
     pub(crate) fn write(&self, level: LogLevel, text: String) {
-        self.logger.write(level, text);
+        self.logger.log(level, &text);
     }
 }
 
@@ -280,22 +280,17 @@ impl Engine {
 pub(crate) fn tcp_options(config: &Config) -> TcpOptions {
     let tcp = &config.tcp;
     let keepalive = Keepalive { idle: Some(tcp.idle), interval: Some(tcp.interval), count: Some(tcp.count) };
-    TcpOptions { nodelay: true, keepalive: tcp.keepalive.then_some(keepalive), user_timeout: tcp.user_timeout }
+    TcpOptions {
+        nodelay: true,
+        keepalive: tcp.keepalive.then_some(keepalive),
+        user_timeout: tcp.user_timeout,
+    }
 }
 
 /// Cannot be guessed: from the kernel's generator, as the hash keys of the standard library are.
 pub(crate) fn random_secret() -> u32 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0u8) as u32
-}
-
-fn context(session: Option<SessionId>, connection: Option<ConnectionId>) -> String {
-    match (session, connection) {
-        (None, None) => String::new(),
-        (Some(session), None) => format!("session={session} "),
-        (None, Some(connection)) => format!("connection={connection} "),
-        (Some(session), Some(connection)) => format!("session={session} connection={connection} "),
-    }
 }
 
 /// A socket that belongs to no entry of the shard: its events find nothing.

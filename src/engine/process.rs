@@ -1,13 +1,19 @@
 //! The process: threads, listeners, signals, the end.
 
 use super::{Engine, Mail, Parts};
-use crate::config::{self, Config, Listen, LogLevel};
-use crate::control::{Helpers, Logger, Resolver, Signal, Signals};
+use crate::config::{self, Config, Listen};
+use crate::control::affinity::Housekeeping;
+use crate::control::crypto::Helpers;
+use crate::control::limits::raise_descriptors;
+use crate::control::log::Logger;
+use crate::control::resolve::Resolver;
+use crate::control::signals::{self, Signal};
 use crate::ids::ShardId;
+use crate::log_line::Line;
 use crate::ring::{self, Doorbell, Ring, RingSettings, Tasks};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,27 +55,41 @@ struct Common {
 /// # Errors
 /// What was missing at the start (an address in use, a limit, a kernel feature), or a shard that failed.
 pub fn run(config: Config) -> Result<(), RunError> {
-    let signals = Signals::take().map_err(|error| RunError(format!("cannot take signals: {error}")))?;
-    let logger = Logger::start(&config.log);
-    let outcome = serve(config, &signals, &logger);
-    logger.flush();
+    let failed = |what: &'static str| move |error: io::Error| RunError(format!("cannot {what}: {error}"));
+    let blocked = signals::block().map_err(failed("block signals"))?;
+    let housekeeping = Housekeeping::new(&config.cores.housekeeping);
+    let (logger, writer) = Logger::start(&config.log, &housekeeping).map_err(failed("start the log"))?;
+    let (deliver, received) = unbounded();
+    let listening = blocked.listen(&housekeeping, move |signal| {
+        // Nobody receives only when the process ends anyway.
+        let _ = deliver.send(signal);
+    });
+    listening.map_err(failed("wait for signals"))?;
+    let outcome = serve(config, &housekeeping, &received, &logger);
+    writer.finish(LOG_PATIENCE);
     outcome
 }
 
-fn serve(config: Config, signals: &Signals, logger: &Logger) -> Result<(), RunError> {
+fn serve(
+    config: Config,
+    housekeeping: &Housekeeping,
+    signals: &Receiver<Signal>,
+    logger: &Logger,
+) -> Result<(), RunError> {
+    let failed = |error: io::Error| RunError(format!("cannot start a helper thread: {error}"));
     check_descriptors(&config, logger);
     report_panics(logger.clone());
     let (ended, endings) = unbounded();
     let common = Common {
-        resolver: Resolver::start(),
-        helpers: Helpers::start(config.cores.shards.len()),
+        resolver: Resolver::start(config.dns, housekeeping).map_err(failed)?,
+        helpers: Helpers::start(config.cores.shards.len(), housekeeping).map_err(failed)?,
         config: Arc::new(config),
         clients: Arc::new(AtomicUsize::new(0)),
         logger: logger.clone(),
         ended,
     };
     let mut listeners = Listeners::open(&common.config)?;
-    let shards = start_shards(&common, &mut listeners)?;
+    let shards = start_shards(&common, &mut listeners, &endings)?;
     announce(&common, &shards);
     let outcome = watch(&common, &shards, signals, &endings);
     for shard in shards {
@@ -108,9 +128,10 @@ impl Listeners {
                     shard.push(listener);
                 }
             }
-            Listen::Unix(folder, port) => {
-                let path = folder.join(format!(".s.PGSQL.{port}"));
-                let failed = |error: io::Error| RunError(format!("cannot listen on {}: {error}", path.display()));
+            Listen::Unix(..) => {
+                let path = PathBuf::from(show_listen(listen));
+                let failed =
+                    |error: io::Error| RunError(format!("cannot listen on {}: {error}", path.display()));
                 let listener = ring::unix_listener(&path, SOCKET_FILE_MODE, backlog).map_err(failed)?;
                 for shard in &mut self.per_shard {
                     shard.push(listener.try_clone().map_err(failed)?);
@@ -131,7 +152,11 @@ impl Drop for Listeners {
     }
 }
 
-fn start_shards(common: &Common, listeners: &mut Listeners) -> Result<Vec<ShardThread>, RunError> {
+fn start_shards(
+    common: &Common,
+    listeners: &mut Listeners,
+    endings: &Receiver<Result<(), RunError>>,
+) -> Result<Vec<ShardThread>, RunError> {
     let count = common.config.cores.shards.len();
     let mut shards = Vec::with_capacity(count);
     for (index, settings) in common.config.cores.shards.iter().enumerate() {
@@ -140,7 +165,8 @@ fn start_shards(common: &Common, listeners: &mut Listeners) -> Result<Vec<ShardT
             Ok(shard) => shards.push(shard),
             Err(error) => {
                 tell(&shards, Mail::Stop);
-                return Err(error);
+                // Why a shard ended says more than that it did.
+                return Err(endings.try_recv().ok().and_then(Result::err).unwrap_or(error));
             }
         }
     }
@@ -153,7 +179,8 @@ fn start_shard(
     index: usize,
     settings: &config::Shard,
 ) -> Result<ShardThread, RunError> {
-    let failed = |error: &dyn fmt::Display| RunError(format!("shard {index} on CPU {}: {error}", settings.cpu));
+    let failed =
+        |error: &dyn fmt::Display| RunError(format!("shard {index} on CPU {}: {error}", settings.cpu));
     let (mail, mailbox) = bounded(MAIL_MAX);
     let (ready, doorbell) = bounded(1);
     let parts = Parts {
@@ -171,9 +198,9 @@ fn start_shard(
     let ring_settings = RingSettings {
         sq_entries: settings.sq_entries,
         cq_entries: settings.cq_entries,
-        recv_buffers: settings.recv_buffers,
+        recv_buffers: u16::try_from(settings.recv_buffers).unwrap_or(u16::MAX),
         recv_buffer_bytes: settings.recv_buffer_bytes,
-        busy_poll: settings.busy_poll,
+        busy_poll: Duration::from_micros(settings.busy_poll_us.into()),
     };
     let (cpu, ended) = (settings.cpu, common.ended.clone());
     let name = format!("shard-{index}");
@@ -182,7 +209,8 @@ fn start_shard(
         .spawn(move || {
             let outcome = ring::run_shard(Some(cpu), move || shard_main(parts, ring_settings, ready));
             let outcome = outcome.map_err(|error| error.to_string()).and_then(|inner| inner);
-            let _ = ended.send(outcome.map_err(|error| RunError(format!("shard {index} on CPU {cpu}: {error}"))));
+            let _ =
+                ended.send(outcome.map_err(|error| RunError(format!("shard {index} on CPU {cpu}: {error}"))));
         })
         .map_err(|error| failed(&error))?;
     match doorbell.recv() {
@@ -206,7 +234,7 @@ async fn shard_main(parts: Parts, settings: RingSettings, ready: Sender<Doorbell
 fn watch(
     common: &Common,
     shards: &[ShardThread],
-    signals: &Signals,
+    signals: &Receiver<Signal>,
     endings: &Receiver<Result<(), RunError>>,
 ) -> Result<(), RunError> {
     let reports = common.config.stats_period.map_or_else(never, tick);
@@ -216,30 +244,30 @@ fn watch(
     let mut outcome = Ok(());
     while running > 0 {
         select! {
-            recv(signals.receiver()) -> signal => match signal {
-                Ok(Signal::Hangup) => {
-                    common.logger.write(LogLevel::Warn, "SIGHUP: this version does not reload; restart instead".into());
+            recv(signals) -> signal => match signal {
+                Ok(Signal::Reload) => {
+                    common.logger.line(Line::warn("SIGHUP: this version does not reload; restart instead"));
                 }
-                Ok(Signal::Terminate) if !draining => {
+                Ok(Signal::Drain) if !draining => {
                     draining = true;
-                    common.logger.write(LogLevel::Info, "SIGTERM: finishing transactions".into());
+                    common.logger.line(Line::info("SIGTERM: finishing transactions"));
                     shutdown_deadline = common.config.timeouts.shutdown.map_or_else(never, crossbeam_channel::after);
                     tell(shards, Mail::Drain);
                 }
-                Ok(Signal::Terminate | Signal::Interrupt) | Err(_) => {
-                    common.logger.write(LogLevel::Info, "stopping at once".into());
+                Ok(Signal::Drain | Signal::Stop) | Err(_) => {
+                    common.logger.line(Line::info("stopping at once"));
                     tell(shards, Mail::Stop);
                 }
             },
             recv(shutdown_deadline) -> _ => {
-                common.logger.write(LogLevel::Warn, "shutdown_timeout: stopping at once".into());
+                common.logger.line(Line::warn("shutdown_timeout: stopping at once"));
                 tell(shards, Mail::Stop);
             },
             recv(reports) -> _ => tell(shards, Mail::Report),
             recv(endings) -> ending => {
                 running -= 1;
                 if let Ok(Err(error)) = ending {
-                    common.logger.write(LogLevel::Error, error.to_string());
+                    common.logger.line(Line::error(error.to_string()));
                     tell(shards, Mail::Stop);
                     outcome = Err(error);
                 }
@@ -258,29 +286,34 @@ fn tell(shards: &[ShardThread], mail: Mail) {
 }
 
 fn announce(common: &Common, shards: &[ShardThread]) {
-    let listen: Vec<String> = common.config.listen.iter().map(ToString::to_string).collect();
+    let listen: Vec<String> = common.config.listen.iter().map(show_listen).collect();
     let text = format!(
         "pgpinion {} is ready: {} shards, listening on {}",
         env!("CARGO_PKG_VERSION"),
         shards.len(),
         listen.join(", ")
     );
-    common.logger.write(LogLevel::Info, text);
+    common.logger.line(Line::info(text));
+}
+
+fn show_listen(listen: &Listen) -> String {
+    match listen {
+        Listen::Tcp(address) => address.to_string(),
+        Listen::Unix(folder, port) => format!("{}/.s.PGSQL.{port}", folder.display()),
+    }
 }
 
 /// Raises the limit on descriptors and says so when it does not suffice.
 fn check_descriptors(config: &Config, logger: &Logger) {
     let needed = config.descriptors_needed() as u64;
-    match crate::control::raise_descriptor_limit() {
-        Ok((soft, _)) if soft < needed => logger.write(
-            LogLevel::Warn,
-            format!(
-                "max_client_conn and the endpoints' max_connections need {needed} descriptors, and the limit is {soft}: \
-                 raise LimitNOFILE (systemd) or nofile (limits.conf)"
-            ),
-        ),
+    match raise_descriptors() {
+        Ok(limit) if limit.soft < needed => logger.line(Line::warn(format!(
+            "max_client_conn and the endpoints' max_connections need {needed} descriptors, and the limit is {}: raise \
+             LimitNOFILE (systemd) or nofile (limits.conf)",
+            limit.soft
+        ))),
         Ok(_) => {}
-        Err(error) => logger.write(LogLevel::Warn, format!("cannot raise the limit on descriptors: {error}")),
+        Err(error) => logger.line(Line::warn(format!("cannot raise the limit on descriptors: {error}"))),
     }
 }
 
@@ -289,11 +322,11 @@ fn check_descriptors(config: &Config, logger: &Logger) {
 fn report_panics(logger: Logger) {
     std::panic::set_hook(Box::new(move |panic| {
         let backtrace = std::backtrace::Backtrace::force_capture();
-        logger.write(LogLevel::Error, format!("panic: {panic}\n{backtrace}"));
+        logger.line(Line::error(format!("panic: {panic}\n{backtrace}")));
         let place = panic.location().map(|location| location.file()).unwrap_or_default();
         if ACCOUNTS.iter().any(|room| place.contains(room)) {
-            logger.write(LogLevel::Error, "an account of connections is wrong: ending the process".into());
-            logger.flush();
+            // The log's thread may not get to it any more.
+            let _ = writeln!(io::stderr(), "pgpinion: an account of connections is wrong, ending: {panic}");
             std::process::abort();
         }
     }));
@@ -301,6 +334,9 @@ fn report_panics(logger: Logger) {
 
 /// Rooms whose assertions guard what all connections share.
 const ACCOUNTS: [&str; 4] = ["src/ledger", "src/pool", "src/ring", "src/slab"];
+
+/// How long the last lines of the log may take to be written.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Mail for a shard that has not been read: a few reports at most, one word to drain, one to stop.
 const MAIL_MAX: usize = 16;

@@ -24,7 +24,9 @@ impl RingError {
     pub(super) fn of_setup(call: &'static str, error: io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::ENOSYS | libc::EPERM | libc::EACCES) => Self::Disabled(error),
-            Some(libc::ENOMEM) => Self::LockedMemory(locked_memory_limit()),
+            Some(libc::ENOMEM) if locked_memory_limit() != libc::RLIM_INFINITY => {
+                Self::LockedMemory(locked_memory_limit())
+            }
             Some(libc::EINVAL) if !kernel_is_new_enough(&kernel_release()) => {
                 Self::KernelTooOld(kernel_release())
             }
@@ -50,8 +52,8 @@ impl fmt::Display for RingError {
             ),
             Self::LockedMemory(limit) => write!(
                 f,
-                "the limit on locked memory (RLIMIT_MEMLOCK) is {limit} bytes, and each shard needs \
-                 {LOCKED_MEMORY_MIN}: raise it with `ulimit -l`, or with LimitMEMLOCK= in the service's unit"
+                "no memory for a shard's ring: the limit on locked memory (RLIMIT_MEMLOCK) is {limit} bytes, and \
+                 shards need at least {LOCKED_MEMORY_MIN}: raise it with `ulimit -l`, or with LimitMEMLOCK= in the service's unit"
             ),
             Self::Executor(why) => write!(f, "the executor of a shard could not be made: {why}"),
             Self::System(call, error) => write!(f, "{call} failed: {error}"),
@@ -127,7 +129,7 @@ mod tests {
     fn messages_say_what_to_do() {
         let error = RingError::of_setup("io_uring_setup", io::Error::from_raw_os_error(libc::EPERM));
         assert!(error.to_string().contains("kernel.io_uring_disabled"), "{error}");
-        let error = RingError::of_setup("io_uring_setup", io::Error::from_raw_os_error(libc::ENOMEM));
+        let error = RingError::LockedMemory(65536);
         assert!(error.to_string().contains("RLIMIT_MEMLOCK"), "{error}");
         let error = RingError::KernelTooOld("5.10.0".into());
         assert!(error.to_string().contains("5.10.0"), "{error}");

@@ -40,7 +40,11 @@ impl Kernel {
         check_kernel()?;
         let mut builder = IoUring::builder();
         builder.setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun().setup_submit_all();
-        builder.setup_taskrun_flag().setup_cqsize(settings.cq_entries).dontfork();
+        builder.setup_cqsize(settings.cq_entries).dontfork();
+        if !settings.busy_poll.is_zero() {
+            // What a busy poll looks at: without an enter, deferred work shows nowhere else.
+            builder.setup_taskrun_flag();
+        }
         let uring =
             builder.build(settings.sq_entries).map_err(|e| RingError::of_setup("io_uring_setup", e))?;
         let registered = register_descriptor(uring.as_raw_fd());

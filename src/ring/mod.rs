@@ -31,7 +31,8 @@ mod remote;
 mod slots;
 mod sockets;
 mod tasks;
-
+#[cfg(test)]
+mod tests;
 mod waits;
 
 use std::cell::{Cell, RefCell, RefMut};
@@ -154,7 +155,7 @@ pub enum Event {
         /// The connection, with no operation on it.
         fd: OwnedFd,
     },
-    /// The [`Doorbell`] was rung, once or several times.
+    /// The [`Doorbell`] was rung, once or several times; also by a [`Promise`] that was kept.
     Doorbell,
 }
 
@@ -176,7 +177,7 @@ pub struct RingStats {
     pub buffers: u32,
     /// Sockets that are not closed yet.
     pub sockets: usize,
-    /// Operations in the kernel or on the way there.
+    /// Operations in the kernel or on the way there; the doorbell's is always one.
     pub in_flight: usize,
     /// System calls made.
     pub enters: u64,

@@ -25,8 +25,9 @@ pub(super) struct Queue {
     bytes: usize,
 }
 
-/// The vectors of sends in flight. Boxed, because the kernel reads them where they are.
+/// The vectors of sends in flight.
 pub(super) struct Vectors {
+    #[expect(clippy::vec_box, reason = "the kernel reads them where they are")]
     all: Vec<Box<Vector>>,
     free: Vec<u32>,
 }

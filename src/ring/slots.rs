@@ -116,7 +116,8 @@ mod tests {
         assert_eq!(slots.remove(first), Some("first"));
         let second = slots.insert("second");
         assert_eq!(second.slot, first.slot);
-        assert_eq!((slots.get(first), slots.remove(first)), (None, None));
+        assert_eq!(slots.get(first), None);
+        assert_eq!(slots.remove(first), None);
         assert_eq!(slots.get(second), Some(&"second"));
         assert_eq!(slots.len(), 1);
     }

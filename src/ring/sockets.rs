@@ -244,7 +244,8 @@ impl State {
             .map(|id| self.buffers.take(id, u32::try_from(result).unwrap_or(0)));
         // Without its socket, the guard gives the buffer back.
         let Some(socket) = self.sockets.table.get_mut(key) else { return };
-        if !cqueue::more(completion.flags()) {
+        let over = !cqueue::more(completion.flags());
+        if over {
             socket.receiving = Receiving::No;
         }
         let open = socket.phase == Phase::Open;
@@ -271,8 +272,10 @@ impl State {
             (RESULT_CANCELLED | RESULT_INTERRUPTED | RESULT_AGAIN, _) => {}
             (result, _) => self.on_end(key, Some(result.saturating_neg())),
         }
-        self.receive(key);
-        self.finish(key);
+        if over {
+            self.receive(key);
+            self.finish(key);
+        }
     }
 
     pub fn on_sent(&mut self, key: Key, completion: &cqueue::Entry) {
@@ -487,7 +490,7 @@ fn shut_down(fd: &OwnedFd, how: i32) {
 /// How long a peer may read nothing of what a closing socket still has to send.
 const STALL: Duration = Duration::from_secs(5);
 
-/// A multishot receive may deliver 32 buffers before a stop reaches it. A socket that had to be stopped
+/// A multishot receive may deliver dozens of buffers before a stop reaches it. A socket that had to be stopped
 /// receives one by one until so many in a row were short.
 const CALM_RECEIVES: u8 = 8;
 

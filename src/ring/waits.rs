@@ -117,12 +117,18 @@ impl State {
     }
 
     fn connect(&mut self, fd: OwnedFd, address: RawAddress, by: Instant) -> Key {
-        let address = Box::new(address);
-        let (pointer, length) = address.as_parts();
-        let entry = opcode::Connect::new(types::Fd(fd.as_raw_fd()), pointer, length).build();
-        let connect =
-            Connecting { fd, address, in_flight: true, late: false, abandoned: false, result: Ok(()) };
+        let connect = Connecting {
+            fd,
+            address: Box::new(address),
+            in_flight: true,
+            late: false,
+            abandoned: false,
+            result: Ok(()),
+        };
         let key = self.waits.insert(Wait { waker: None, done: false, connect: Some(connect) });
+        let Some(Wait { connect: Some(connecting), .. }) = self.waits.get(key) else { return key };
+        let (pointer, length) = connecting.address.as_parts();
+        let entry = opcode::Connect::new(types::Fd(connecting.fd.as_raw_fd()), pointer, length).build();
         // SAFETY: descriptor and address stay in the table until `on_connected`.
         unsafe { self.submit(entry, key.user_data(Kind::Connect)) };
         self.deadlines.add(by, Due::wait(key));

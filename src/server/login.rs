@@ -84,7 +84,11 @@ impl ScramWork {
     pub fn run(mut self) -> ScramResult {
         let outcome =
             if self.last { self.exchange.finish(&self.message) } else { self.exchange.update(&self.message) };
-        ScramResult { exchange: self.exchange, last: self.last, outcome: outcome.map_err(|error| error.to_string()) }
+        ScramResult {
+            exchange: self.exchange,
+            last: self.last,
+            outcome: outcome.map_err(|error| error.to_string()),
+        }
     }
 }
 
@@ -188,7 +192,9 @@ impl Login {
     }
 
     fn authentication(&mut self, body: &Bytes) -> Result<LoginStep, LoginError> {
-        let Some((code, data)) = body.split_first_chunk() else { return Err(unexpected(tag::AUTHENTICATION)) };
+        let Some((code, data)) = body.split_first_chunk() else {
+            return Err(unexpected(tag::AUTHENTICATION));
+        };
         let state = std::mem::replace(&mut self.state, State::Computing);
         let (next, step) = match (u32::from_be_bytes(*code), state) {
             (0, State::AwaitAuthentication | State::AwaitScramOk) => (State::AwaitReady, LoginStep::Continue),
@@ -212,7 +218,9 @@ impl Login {
                 (State::Computing, LoginStep::Compute(ScramWork { exchange, message, last: true }))
             }
             (7..=9, _) => return Err(LoginError::Unsupported("GSSAPI or SSPI authentication".into())),
-            (code, _) => return Err(LoginError::Nonsense(format!("authentication request {code} out of turn"))),
+            (code, _) => {
+                return Err(LoginError::Nonsense(format!("authentication request {code} out of turn")));
+            }
         };
         self.state = next;
         Ok(step)
@@ -330,7 +338,10 @@ mod tests {
     fn ok_without_the_final_message_of_scram_is_refused() {
         let mut login = login(Some("p"));
         let _ = receive(&mut login, b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0").unwrap();
-        assert!(receive(&mut login, b'R', &[0, 0, 0, 0]).is_err(), "the server has not shown that it knows the password");
+        assert!(
+            receive(&mut login, b'R', &[0, 0, 0, 0]).is_err(),
+            "the server has not shown that it knows the password"
+        );
     }
 
     #[test]

@@ -190,7 +190,8 @@ impl Owed {
     }
 
     fn doubt_syncs_within_the_data(&mut self) {
-        let end = self.entries.iter().position(|&entry| entry == Entry::CopyEnd).unwrap_or(self.entries.len());
+        let end =
+            self.entries.iter().position(|&entry| entry == Entry::CopyEnd).unwrap_or(self.entries.len());
         let before = self.entries.len();
         let mut at = 0;
         self.entries.retain(|&entry| {
@@ -303,7 +304,10 @@ mod tests {
             ("copy in, sent ahead", &[('>', "Qdddc"), ('<', "GCZ")]),
             ("copy in fails, data goes on", &[('>', "Q"), ('<', "GE"), ('>', "ddc"), ('<', "Z")]),
             ("copy in fails by the client", &[('>', "Q"), ('<', "G"), ('>', "df"), ('<', "EZ")]),
-            ("two copies in one query", &[('>', "Q"), ('<', "G"), ('>', "dc"), ('<', "CG"), ('>', "c"), ('<', "CZ")]),
+            (
+                "two copies in one query",
+                &[('>', "Q"), ('<', "G"), ('>', "dc"), ('<', "CG"), ('>', "c"), ('<', "CZ")],
+            ),
             ("extended copy, sync ignored", &[('>', "PBES"), ('<', "12G"), ('>', "ddcS"), ('<', "CZ")]),
             ("stray copy end", &[('>', "cQf"), ('<', "CZ")]),
             ("error of a copy that never began", &[('>', "PBESdcS"), ('<', "12EZZ")]),

@@ -1,9 +1,9 @@
 //! The clients of a shard: login, waiting, talking, leaving.
 
 use super::{Alarm, ClientKey, Deadline, Effect, Party, Peer, Piece, RouteKey, ServerKey, Shard};
-use crate::config::LogLevel;
+use crate::config::{LogLevel, NAME_BYTES_MAX};
 use crate::ids::{Owner, SessionId, SocketId};
-use crate::limits::{NAME_BYTES_MAX, OWED_REPLIES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW};
+use crate::limits::{OWED_REPLIES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW};
 use crate::session::{End, Opening, Session};
 use crate::time::Instant;
 use crate::wire::startup::{self, Packet, Startup};
@@ -120,8 +120,12 @@ impl Shard {
             };
             client.pending.drain(..used);
             match packet {
-                Packet::Ssl if !asked_tls => self.deny_encryption(key, State::Startup { asked_tls: true, asked_gss }),
-                Packet::Gss if !asked_gss => self.deny_encryption(key, State::Startup { asked_tls, asked_gss: true }),
+                Packet::Ssl if !asked_tls => {
+                    self.deny_encryption(key, State::Startup { asked_tls: true, asked_gss })
+                }
+                Packet::Gss if !asked_gss => {
+                    self.deny_encryption(key, State::Startup { asked_tls, asked_gss: true })
+                }
                 Packet::Ssl | Packet::Gss => {
                     return self.refuse(key, protocol_violation("encryption was already denied"));
                 }
@@ -172,12 +176,16 @@ impl Shard {
         let database = startup.get("database").filter(|name| !name.is_empty()).unwrap_or(user);
         for (what, name) in [("user", user), ("database", database)] {
             if name.len() > NAME_BYTES_MAX {
-                let text = format!("the {what} name has {} bytes; PostgreSQL's limit is {NAME_BYTES_MAX}", name.len());
+                let text = format!(
+                    "the {what} name has {} bytes; PostgreSQL's limit is {NAME_BYTES_MAX}",
+                    name.len()
+                );
                 return Err(Refusal::new(SqlState::INVALID_AUTHORIZATION, text));
             }
         }
         if startup.get("replication").is_some_and(asks_for_replication) {
-            let refusal = Refusal::new(SqlState::FEATURE_NOT_SUPPORTED, "replication connections are not pooled");
+            let refusal =
+                Refusal::new(SqlState::FEATURE_NOT_SUPPORTED, "replication connections are not pooled");
             return Err(refusal.hint("Connect to PostgreSQL directly."));
         }
         self.route_for(database, user)
@@ -249,7 +257,9 @@ impl Shard {
         match client.session.opening(bytes) {
             // The common case: whole queries, and a server is idle. Nothing is copied.
             Opening::NeedsServer(0) if self.link_idle(key) => {
-                let Some(State::Linked(server)) = self.clients.get(key).map(|client| client.state) else { return };
+                let Some(State::Linked(server)) = self.clients.get(key).map(|client| client.state) else {
+                    return;
+                };
                 self.pass_received(key, server, bytes);
             }
             Opening::NeedsServer(at) | Opening::Incomplete(at) => {
@@ -375,7 +385,12 @@ impl Shard {
     /// A server's bytes: `header` (what was kept of a header) and a range of what was received. Returns true if
     /// the server should pause.
     #[inline]
-    pub(super) fn answer_client(&mut self, key: ClientKey, header: &[u8], range: std::ops::Range<usize>) -> bool {
+    pub(super) fn answer_client(
+        &mut self,
+        key: ClientKey,
+        header: &[u8],
+        range: std::ops::Range<usize>,
+    ) -> bool {
         let Some(client) = self.clients.get_mut(key) else { return false };
         let bytes = header.len() + range.len();
         client.unsent += bytes as u32;
@@ -520,7 +535,8 @@ impl Shard {
     }
 
     fn waited_too_long(&mut self, key: ClientKey) {
-        let route = self.clients.get(key).and_then(|client| client.route).and_then(|key| self.routes.get(key));
+        let route =
+            self.clients.get(key).and_then(|client| client.route).and_then(|key| self.routes.get(key));
         let Some(route) = route else { return };
         let seconds = self.config.timeouts.query_wait.unwrap_or_default().as_secs_f64();
         let refusal = match &self.endpoints[route.endpoint].last_error {

@@ -1,7 +1,7 @@
 //! What a shard wants done, and the little that it must be told.
 
-use crate::config::LogLevel;
-use crate::ids::{ConnectionId, Owner, SessionId, SocketId};
+use crate::ids::{Owner, SocketId};
+use crate::log_line::Line;
 use crate::server::ScramWork;
 use crate::shard::{Client, Server};
 use crate::slab::Key;
@@ -67,19 +67,6 @@ pub enum Effect {
     },
     /// Write a line.
     Log(Line),
-}
-
-/// A line of the log about a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
-    /// How much it matters.
-    pub level: LogLevel,
-    /// The client's session it concerns.
-    pub session: Option<SessionId>,
-    /// The server connection it concerns.
-    pub connection: Option<ConnectionId>,
-    /// The text.
-    pub text: String,
 }
 
 /// Where a client comes from.

@@ -95,7 +95,9 @@ impl Shard {
         match server.state {
             State::Draining(_) | State::Cleaning(Cleaning::Rollback) => self.clean(key),
             State::Cleaning(Cleaning::Reset) if server.is_at_rest() => self.rest(key),
-            State::Cleaning(Cleaning::Reset) => self.close_server(key, "the reset query left a transaction open"),
+            State::Cleaning(Cleaning::Reset) => {
+                self.close_server(key, "the reset query left a transaction open")
+            }
             _ => {}
         }
     }
@@ -278,10 +280,13 @@ impl Shard {
                 self.end_server(key, None);
             }
             State::Idle => {
-                let reason = if server.expires <= self.now { "server_lifetime" } else { "server_idle_timeout" };
+                let reason =
+                    if server.expires <= self.now { "server_lifetime" } else { "server_idle_timeout" };
                 self.close_server(key, reason);
             }
-            State::Draining(_) => self.close_server(key, "it was busy for too long after its client had left"),
+            State::Draining(_) => {
+                self.close_server(key, "it was busy for too long after its client had left")
+            }
             State::Cleaning(_) => self.close_server(key, "cleaning it took too long"),
             State::Dialing | State::Linked(_) | State::Closing => {}
         }

@@ -28,7 +28,8 @@ impl Shard {
     pub(super) fn begin_login(&mut self, key: ServerKey, socket: SocketId) {
         let Some(server) = self.servers.get_mut(key) else { return };
         let Some(route) = self.routes.get(server.route) else { return };
-        let hello = startup::startup_message(&[("user", &route.credentials.user), ("database", &route.dbname)]);
+        let hello =
+            startup::startup_message(&[("user", &route.credentials.user), ("database", &route.dbname)]);
         server.socket = Some(socket);
         server.receiving = true;
         server.state = State::Login(Box::new(Login::new(route.credentials.clone())));

@@ -21,12 +21,13 @@ mod pools;
 mod server;
 
 pub use client::Client;
-pub use effect::{DialError, Effect, Line, Party, Peer, Piece};
+pub use effect::{DialError, Effect, Party, Peer, Piece};
 pub use server::Server;
 
 use crate::config::{Config, LogLevel, PoolMode};
 use crate::ids::{ConnectionId, IdSource, Owner, SessionId, ShardId, SocketId};
 use crate::ledger::Ledger;
+use crate::log_line::Line;
 use crate::pool::Pool;
 use crate::server::{Credentials, Parameters, ScramResult};
 use crate::slab::{Key, Slab};
@@ -136,7 +137,8 @@ impl Shard {
     /// Shard `id` of `shards`, with nothing in it yet. `seed` is for jitter, not for secrets.
     pub fn new(config: Arc<Config>, id: ShardId, shards: usize, seed: u64) -> Self {
         let share = |max| Ledger::share(max, id, shards);
-        let endpoints = config.endpoints.iter().map(|each| EndpointState::new(share(each.max_connections))).collect();
+        let endpoints =
+            config.endpoints.iter().map(|each| EndpointState::new(share(each.max_connections))).collect();
         Self {
             config,
             ids: IdSource::new(id),
@@ -294,7 +296,9 @@ impl Shard {
         text: impl FnOnce() -> String,
     ) {
         if level <= self.config.log.level {
-            self.effects.push(Effect::Log(Line { level, session, connection, text: text() }));
+            let mut line = Line::new(level, text());
+            (line.fields.session, line.fields.connection) = (session, connection);
+            self.effects.push(Effect::Log(line));
         }
     }
 }

@@ -28,21 +28,22 @@ impl Shard {
     /// The route of a database and user as a client names them.
     pub(super) fn route_for(&mut self, database: &str, user: &str) -> Result<RouteKey, Refusal> {
         let Some(settings) = self.config.database(database) else {
-            let refusal = Refusal::new(SqlState::INVALID_CATALOG_NAME, format!("no such database: {database}"));
+            let refusal =
+                Refusal::new(SqlState::INVALID_CATALOG_NAME, format!("no such database: {database}"));
             return Err(refusal.hint("Databases are listed in pgpinion.toml, sections [databases.NAME]."));
         };
-        let index = self.config.databases.iter().position(|each| std::ptr::eq(each, settings)).unwrap_or_default();
+        let index =
+            self.config.databases.iter().position(|each| std::ptr::eq(each, settings)).unwrap_or_default();
         let name = (index, database.to_owned(), user.to_owned());
         if let Some(&route) = self.routes_by_name.get(&name) {
             return Ok(route);
         }
         let role = settings.user.clone().unwrap_or_else(|| user.to_owned());
-        let password = settings.password.as_ref().or_else(|| self.config.users.password(&role));
-        let password = password.map(|secret| secret.expose().to_owned());
+        let password = self.config.server_password(settings, &role).map(|secret| secret.reveal().to_owned());
         let route = Route {
             endpoint: settings.endpoint,
             mode: self.config.pool_mode_of(settings),
-            dbname: settings.dbname.clone().unwrap_or_else(|| database.to_owned()),
+            dbname: settings.name_on_server(database).to_owned(),
             credentials: Credentials { user: role, password },
             name: name.clone(),
             pool: Pool::default(),
@@ -124,11 +125,15 @@ impl Shard {
     #[inline]
     fn link(&mut self, client_key: ClientKey, server_key: ServerKey) {
         let session = self.session_of(client_key);
-        let (Some(client), Some(server)) = (self.clients.get_mut(client_key), self.servers.get_mut(server_key))
+        let (Some(client), Some(server)) =
+            (self.clients.get_mut(client_key), self.servers.get_mut(server_key))
         else {
             unreachable!("linked are only a client and a server that are there")
         };
-        assert!(!matches!(client.state, ClientState::Linked(_) | ClientState::Leaving), "a client has one server");
+        assert!(
+            !matches!(client.state, ClientState::Linked(_) | ClientState::Leaving),
+            "a client has one server"
+        );
         assert!(server.may_be_linked(), "a server that is given to a client is at rest");
         client.state = ClientState::Linked(server_key);
         client.deadline.clear();
@@ -214,7 +219,8 @@ impl Shard {
         if endpoint.routes.len() < 2 || endpoint.ledger.held() < endpoint.ledger.limit() {
             return false;
         }
-        let others = || endpoint.routes.iter().filter(|&&each| each != key).filter_map(|&each| self.routes.get(each));
+        let others =
+            || endpoint.routes.iter().filter(|&&each| each != key).filter_map(|&each| self.routes.get(each));
         let wanting = others().filter(|other| other.wants_server()).count();
         if wanting <= endpoint.closing {
             return false;
@@ -281,7 +287,9 @@ impl Shard {
             .routes
             .iter()
             .filter_map(|&key| self.routes.get(key))
-            .map(|route| route.pool.waiting().saturating_sub(route.pool.dialing()).max(route.logins.len().min(1)))
+            .map(|route| {
+                route.pool.waiting().saturating_sub(route.pool.dialing()).max(route.logins.len().min(1))
+            })
             .sum();
         if endpoint.closing >= wanted {
             return;

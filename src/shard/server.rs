@@ -260,7 +260,8 @@ impl Shard {
             if mode == Some(PoolMode::Statement) {
                 let text = "transaction blocks are not allowed in statement pooling mode";
                 let refusal = Refusal::new(SqlState::FEATURE_NOT_SUPPORTED, text);
-                return self.refuse(client, refusal.hint("Use pool_mode = \"transaction\" for this database."));
+                return self
+                    .refuse(client, refusal.hint("Use pool_mode = \"transaction\" for this database."));
             }
             self.idle_in_transaction(client);
         } else if server.owed.in_doubt() && mode != Some(PoolMode::Session) {
@@ -325,14 +326,14 @@ impl Shard {
             self.effects.push(Effect::Receive { socket: server.socket(), on: true });
         }
     }
-
 }
 
 /// Goes through the bytes of a linked server from `at` on, up to the end of the answer: what may go to its client, and
 /// what it means for the account.
 #[inline]
 fn read_answer(server: &mut Server, bytes: &[u8], at: &mut usize) -> Answer {
-    let mut answer = Answer { kept: Kept::default(), range: *at..*at, broken: None, goodbye: None, ready: false };
+    let mut answer =
+        Answer { kept: Kept::default(), range: *at..*at, broken: None, goodbye: None, ready: false };
     let kept = server.framer.kept();
     loop {
         let segment = match server.framer.next(bytes, at, backend::longest) {

@@ -34,7 +34,9 @@ fn run(test: &str, faults: Faults) {
     for seed in seeds() {
         let outcome = std::panic::catch_unwind(|| World::new(seed, faults).run());
         if let Err(panic) = outcome {
-            eprintln!("replay with: SIM_SEED={seed} cargo test --no-default-features --test simulator {test}");
+            eprintln!(
+                "replay with: SIM_SEED={seed} cargo test --no-default-features --test simulator {test}"
+            );
             std::panic::resume_unwind(panic);
         }
     }

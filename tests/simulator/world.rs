@@ -120,7 +120,9 @@ impl World {
 
     fn client(&mut self, number: usize) -> Client {
         let name = format!("c{number}");
-        let steps = (0..1 + self.chance.below(6)).flat_map(|turn| self.transaction(&format!("{name}-{turn}"))).collect();
+        let steps = (0..1 + self.chance.below(6))
+            .flat_map(|turn| self.transaction(&format!("{name}-{turn}")))
+            .collect();
         let user = format!("u{}", if self.chance.one_in(3) { 1 } else { 0 });
         let mut body = vec![0, 3, 0, 0];
         body.extend(format!("user\0{user}\0database\0d\0\0").bytes());
@@ -165,7 +167,8 @@ impl World {
             ],
             4 => vec![[batch(&format!("ECHO {token}")), sync()].concat()],
             5 => {
-                let groups = (0..1 + self.chance.below(5)).map(|_| [batch(&format!("ECHO {token}")), sync()].concat());
+                let groups =
+                    (0..1 + self.chance.below(5)).map(|_| [batch(&format!("ECHO {token}")), sync()].concat());
                 vec![groups.collect::<Vec<_>>().concat()]
             }
             6 => vec![[batch(&format!("FAIL {token}")), batch(&format!("ECHO {token}")), sync()].concat()],
@@ -195,7 +198,12 @@ impl World {
             }
         }
         for client in &self.clients {
-            assert!(client.done || client.lost, "{} was left waiting: {}", client.name, self.describe(client));
+            assert!(
+                client.done || client.lost,
+                "{} was left waiting: {}",
+                client.name,
+                self.describe(client)
+            );
         }
         self.shard.set_time(self.now);
         self.shard.drain();
@@ -236,9 +244,14 @@ impl World {
     }
 
     fn advance(&mut self) -> bool {
-        let closing = self.sockets.values().filter(|socket| socket.closing.is_some()).map(|socket| socket.closing_until);
+        let closing = self
+            .sockets
+            .values()
+            .filter(|socket| socket.closing.is_some())
+            .map(|socket| socket.closing_until);
         let next = closing.min().unwrap_or(Instant::NEVER).min(self.shard.next_deadline());
-        if next == Instant::NEVER || (self.clients.iter().all(|client| client.done || client.lost) && self.sockets.is_empty())
+        if next == Instant::NEVER
+            || (self.clients.iter().all(|client| client.done || client.lost) && self.sockets.is_empty())
         {
             return false;
         }
@@ -250,8 +263,9 @@ impl World {
     }
 
     fn connect(&mut self) -> bool {
-        let waiting: Vec<usize> =
-            (0..self.clients.len()).filter(|&at| self.clients[at].socket.is_none() && !self.clients[at].done).collect();
+        let waiting: Vec<usize> = (0..self.clients.len())
+            .filter(|&at| self.clients[at].socket.is_none() && !self.clients[at].done)
+            .collect();
         if waiting.is_empty() {
             return false;
         }
@@ -311,7 +325,9 @@ impl World {
 
     fn can_write(&self, number: usize) -> bool {
         let client = &self.clients[number];
-        let Some(socket) = client.socket.and_then(|socket| self.sockets.get(&socket.slot)) else { return false };
+        let Some(socket) = client.socket.and_then(|socket| self.sockets.get(&socket.slot)) else {
+            return false;
+        };
         let answered = client.greeted && client.compared == client.reference.output.len();
         !client.done && !client.lost && !socket.peer_ended && (!client.unsent.is_empty() || answered)
     }
@@ -322,16 +338,15 @@ impl World {
             .sockets
             .iter()
             .filter(|(_, socket)| socket.closing.is_none() && !socket.told_end)
-            .filter(|(_, socket)| {
-                socket.receiving && (!socket.incoming.is_empty() || socket.peer_ended)
-            })
+            .filter(|(_, socket)| socket.receiving && (!socket.incoming.is_empty() || socket.peer_ended))
             .map(|(&slot, _)| slot)
             .collect();
         if ready.is_empty() {
             return false;
         }
         let slot = ready[self.chance.below(ready.len())];
-        let length = if self.chance.one_in(4) { 1 + self.chance.below(8) } else { 1 + self.chance.below(4000) };
+        let length =
+            if self.chance.one_in(4) { 1 + self.chance.below(8) } else { 1 + self.chance.below(4000) };
         let socket = self.sockets.get_mut(&slot).unwrap();
         let owner = socket.owner;
         let bytes: Vec<u8> = socket.incoming.drain(..length.min(socket.incoming.len())).collect();
@@ -348,8 +363,12 @@ impl World {
 
     /// A send makes progress, and the peer reads it.
     fn flush(&mut self) -> bool {
-        let ready: Vec<u32> =
-            self.sockets.iter().filter(|(_, socket)| !socket.unsent.is_empty()).map(|(&slot, _)| slot).collect();
+        let ready: Vec<u32> = self
+            .sockets
+            .iter()
+            .filter(|(_, socket)| !socket.unsent.is_empty())
+            .map(|(&slot, _)| slot)
+            .collect();
         if ready.is_empty() {
             return false;
         }
@@ -391,7 +410,9 @@ impl World {
                 client.lost = true;
                 return;
             }
-            let Some(end) = client.received.windows(6).position(|bytes| bytes == b"Z\0\0\0\x05I") else { return };
+            let Some(end) = client.received.windows(6).position(|bytes| bytes == b"Z\0\0\0\x05I") else {
+                return;
+            };
             client.greeted = true;
             client.received.drain(..end + 6);
         }
@@ -406,7 +427,11 @@ impl World {
             }
             let got = String::from_utf8_lossy(got).into_owned();
             assert!(is_refusal(&client.received), "{}: got {got:?} instead of {:?}", client.name, show(rest));
-            assert!(self.faults.servers_die || self.faults.dials_fail, "{} was refused: {got:?}", client.name);
+            assert!(
+                self.faults.servers_die || self.faults.dials_fail,
+                "{} was refused: {got:?}",
+                client.name
+            );
             client.lost = true;
             return;
         }
@@ -433,7 +458,9 @@ impl World {
     fn close_or_fault(&mut self) -> bool {
         let closed = self.sockets.iter().find(|(_, socket)| match socket.closing {
             Some(lingering) => {
-                !lingering || socket.closing_until <= self.now || (socket.peer_ended && socket.unsent.is_empty())
+                !lingering
+                    || socket.closing_until <= self.now
+                    || (socket.peer_ended && socket.unsent.is_empty())
             }
             None => false,
         });

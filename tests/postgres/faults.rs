@@ -1,0 +1,466 @@
+//! Servers that die and networks that break.
+
+use std::collections::HashSet;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::cluster::Cluster;
+use crate::crowd::{Crowd, Habit};
+use crate::fake_server::{self, FakeServer};
+use crate::pooler::{Plan, Pooler, Target, login};
+use crate::process::eventually;
+use crate::proxy::{Proxy, Weather};
+use crate::random::Random;
+use crate::wire::{Address, Client, Fault, Frames};
+
+/// E7: a backend killed between transactions is nobody's error; one killed inside is an error, and nothing is tried
+/// again in secret.
+#[test]
+fn e7_killed_between_and_inside_transactions() {
+    if Target::is_direct() {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    let mark = cluster.mark();
+    let pooler = Plan::new(cluster).max_connections(2).start();
+    let mut client = pooler.client(&user);
+    client.query(&format!("create table once_{user} (a int)")).expect("a server");
+    for _ in 0..10 {
+        let pid = client.query("select pg_backend_pid()").expect("a living server").value();
+        kill_backend(cluster, &pid);
+    }
+    for active in [false, true] {
+        let mut inside = pooler.client(&user);
+        inside.query("begin").expect("a server");
+        let pid = inside.query("select pg_backend_pid()").expect("a server").value();
+        inside.query(&format!("insert into once_{user} values (1)")).expect("a server");
+        if active {
+            inside.send(&Frames::new().query("select pg_sleep(10)").0).expect("open");
+            eventually("it sleeps", Duration::from_secs(2), || {
+                cluster.value(&format!("select state from pg_stat_activity where pid = {pid}")) == "active"
+            });
+        }
+        let start = Instant::now();
+        kill_backend(cluster, &pid);
+        let fault = if active { inside.collect() } else { inside.query("select 1") };
+        let code = match fault {
+            Ok(reply) => reply.code().to_owned(),
+            Err(fault) => fault.code().to_owned(),
+        };
+        assert!(code == "57P01" || code == "08006" || Target::current() == Target::Pgbouncer, "{code:?}");
+        assert!(start.elapsed() < Duration::from_secs(1), "told after {:?}", start.elapsed());
+    }
+    assert_eq!(client.query(&format!("select count(*) from once_{user}")).expect("a server").value(), "0");
+    cluster.assert_log_clean(mark, &user, &[]);
+    drop(client);
+    pooler.finish();
+}
+
+fn kill_backend(cluster: &Cluster, pid: &str) {
+    cluster.sql(&format!("select pg_terminate_backend({pid})"));
+    eventually("the backend is gone", Duration::from_secs(5), || {
+        cluster.sql(&format!("select 1 from pg_stat_activity where pid = {pid}")).is_empty()
+    });
+}
+
+/// S30: backends killed at random under load: each kill hurts at most one client, and the ledger is right.
+#[test]
+fn s30_backend_termination() {
+    let cluster = Cluster::shared();
+    let (user, ledger) = (cluster.user("user"), cluster.user("other"));
+    let mark = cluster.mark();
+    let pooler = Plan::new(cluster).shards(2).max_connections(8).start();
+    let book = Ledger::new(cluster, &ledger, 10);
+    let (entries, kills) = book.run(&pooler, || {
+        let mut random = Random::new(30);
+        let mut kills = 0;
+        let end = Instant::now() + Duration::from_secs(4);
+        while Instant::now() < end {
+            let pids = cluster.backends(&ledger);
+            if !pids.is_empty() {
+                cluster.sql(&format!("select pg_terminate_backend({})", random.pick(&pids)));
+                kills += 1;
+            }
+            sleep(Duration::from_millis(40));
+        }
+        kills
+    });
+    book.check(&entries);
+    let errors: usize = entries.iter().map(|entry| entry.faults.len()).sum();
+    assert!(kills > 20, "only {kills} kills");
+    assert!(errors <= kills, "{errors} errors for {kills} kills");
+    for fault in entries.iter().flat_map(|entry| &entry.faults) {
+        let code = fault.code();
+        let known = code == "57P01" || code == "08006" || !Target::is_pgpinion();
+        assert!(known && !fault.is_timeout(), "a killed backend's client got {fault}");
+    }
+    // Idle ones alone: no error at all.
+    if !Target::is_direct() {
+        let mut clients: Vec<Client> = (0..4).map(|_| pooler.client(&user)).collect();
+        for _ in 0..20 {
+            for client in &mut clients {
+                client.query("select 1").expect("a living server");
+            }
+            for pid in cluster.backends(&user) {
+                kill_backend(cluster, &pid.to_string());
+            }
+        }
+    }
+    cluster.assert_log_clean(mark, &ledger, &[]);
+    pooler.finish();
+}
+
+/// S32: the whole server dies at once, again and again: nobody hangs, nobody gets a foreign reply, service resumes.
+#[test]
+fn s32_immediate_restarts_under_load() {
+    let cluster = Cluster::private(&[("restart_after_crash", "on")]);
+    let user = cluster.user("user");
+    let pooler = Plan::new(&cluster).shards(2).max_connections(5).set("query_wait_timeout", 10).start();
+    let crowd = Crowd::start(12, &pooler.address, &user, Habit::FULL);
+    for _ in 0..3 {
+        sleep(Duration::from_millis(500));
+        cluster.stop(Signal::SIGQUIT);
+        sleep(Duration::from_millis(300));
+        cluster.start();
+        assert_resumes(&pooler, &user, Duration::from_secs(3));
+    }
+    sleep(Duration::from_millis(300));
+    let tally = crowd.finish();
+    tally.assert_no_hang();
+    assert!(tally.requests > 50, "only {} requests", tally.requests);
+    pooler.finish();
+}
+
+/// S31: fast restarts: what was acknowledged is there, exactly once.
+#[test]
+fn s31_fast_restarts_lose_nothing() {
+    let cluster = Cluster::private(&[]);
+    let user = cluster.user("user");
+    let pooler = Plan::new(&cluster).shards(2).max_connections(5).set("query_wait_timeout", 10).start();
+    let book = Ledger::new(&cluster, &user, 12);
+    let (entries, ()) = book.run(&pooler, || {
+        for _ in 0..3 {
+            sleep(Duration::from_millis(700));
+            cluster.restart(Signal::SIGINT);
+        }
+        assert_resumes(&pooler, &user, Duration::from_secs(3));
+        sleep(Duration::from_millis(300));
+    });
+    book.check(&entries);
+    assert!(
+        entries.iter().all(|entry| entry.faults.iter().all(|fault| !fault.is_timeout())),
+        "somebody hung"
+    );
+    assert!(entries.iter().all(|entry| entry.acknowledged.len() > 5), "somebody was left out");
+    pooler.finish();
+}
+
+fn assert_resumes(pooler: &Pooler, user: &str, limit: Duration) {
+    eventually("service resumes", limit, || {
+        pooler
+            .try_client(user)
+            .and_then(|mut client| client.query("select 1"))
+            .is_ok_and(|reply| reply.code() == "")
+    });
+}
+
+/// O3: clients that insert numbered rows, two at a time in a transaction, and remember what they were told.
+#[derive(Debug)]
+struct Ledger<'a> {
+    cluster: &'a Cluster,
+    user: String,
+    table: String,
+    clients: usize,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    client: usize,
+    acknowledged: HashSet<u64>,
+    attempted: u64,
+    faults: Vec<Fault>,
+}
+
+impl<'a> Ledger<'a> {
+    fn new(cluster: &'a Cluster, user: &str, clients: usize) -> Self {
+        let table = format!("ledger_{user}");
+        cluster.sql(&format!(
+            "create table {table} (client int, seq int, half int, primary key (client, seq, half));
+             grant all on {table} to public"
+        ));
+        Self { cluster, user: user.to_owned(), table, clients }
+    }
+
+    /// Clients write while `event` runs.
+    fn run<T>(&self, pooler: &Pooler, event: impl FnOnce() -> T) -> (Vec<Entry>, T) {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..self.clients)
+                .map(|number| {
+                    let stop = &stop;
+                    scope.spawn(move || self.write(number, &pooler.address, stop))
+                })
+                .collect();
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(event));
+            stop.store(true, Ordering::Relaxed);
+            let entries = writers.into_iter().map(|writer| writer.join().expect("a writer")).collect();
+            (entries, outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })
+    }
+
+    fn write(&self, number: usize, address: &Address, stop: &AtomicBool) -> Entry {
+        let mut entry = Entry { client: number, ..Entry::default() };
+        let mut kept = None;
+        while !stop.load(Ordering::Relaxed) {
+            entry.attempted += 1;
+            let seq = entry.attempted;
+            let client = match kept.take() {
+                Some(client) => Ok(client),
+                None => Client::connect(address, &login(&self.user)),
+            };
+            match client.and_then(|mut client| self.transact(&mut client, number, seq).map(|()| client)) {
+                Ok(client) => {
+                    entry.acknowledged.insert(seq);
+                    kept = Some(client);
+                }
+                Err(fault) => {
+                    entry.faults.push(fault);
+                    sleep(Duration::from_millis(20));
+                }
+            }
+        }
+        entry
+    }
+
+    fn transact(&self, client: &mut Client, number: usize, seq: u64) -> Result<(), Fault> {
+        let insert = |half: u8| format!("insert into {} values ({number}, {seq}, {half})", self.table);
+        let statements = match seq % 3 {
+            0 => vec![format!("{}; {}", insert(0), insert(1))],
+            1 => vec!["begin".to_owned(), insert(0), insert(1), "commit".to_owned()],
+            _ => {
+                let frames = Frames::new().unnamed(&insert(0), &[]).unnamed(&insert(1), &[]).sync();
+                client.send(&frames.0)?;
+                return failed(client.collect()?.errors);
+            }
+        };
+        for statement in statements {
+            let reply = client.query(&statement)?;
+            failed(reply.errors)?;
+            // A COMMIT that did not is answered ROLLBACK.
+            assert!(!reply.commands.contains(&"ROLLBACK".to_owned()), "a lost transaction without an error");
+        }
+        Ok(())
+    }
+
+    /// Acknowledged means there, twice; there means acknowledged or in doubt, never by halves.
+    fn check(&self, entries: &[Entry]) {
+        let count = |entry: &Entry| entry.acknowledged.len();
+        assert!(entries.iter().map(count).sum::<usize>() > 0, "nothing was written");
+        let rows =
+            self.cluster.sql(&format!("select client, seq, count(*) from {} group by 1, 2", self.table));
+        let mut found = HashSet::new();
+        for row in rows {
+            assert_eq!(row[2], "2", "half a transaction: {row:?}");
+            found.insert((row[0].parse().expect("client"), row[1].parse().expect("seq")));
+        }
+        for entry in entries {
+            for seq in &entry.acknowledged {
+                assert!(found.contains(&(entry.client, *seq)), "lost: {} of client {}", seq, entry.client);
+            }
+            let own = found.iter().filter(|(client, _)| *client == entry.client).count();
+            let doubtful = own - entry.acknowledged.len();
+            assert!(doubtful <= entry.faults.len(), "{doubtful} rows without an acknowledgement or an error");
+        }
+    }
+}
+
+fn failed(errors: Vec<crate::wire::PgError>) -> Result<(), Fault> {
+    match errors.into_iter().next() {
+        Some(error) => Err(Fault::Closed(Some(error))),
+        None => Ok(()),
+    }
+}
+
+/// S36: the line to the client or to PostgreSQL is cut after every so many bytes; no partial reply counts as whole.
+#[test]
+fn s36_cuts_on_both_sides() {
+    let cluster = Cluster::shared();
+    let (user, good) = (cluster.user("user"), cluster.user("good"));
+    for server_side in [false, true] {
+        if server_side && Target::is_direct() {
+            continue;
+        }
+        let line = Proxy::to_port(cluster.port());
+        let port = if server_side { line.port() } else { cluster.port() };
+        let pooler = Plan::to_port(port).max_connections(2).set("query_wait_timeout", 5).start();
+        let Address::Tcp(address) = pooler.address else { panic!("a TCP pooler") };
+        let front = Proxy::to_port(address.port());
+        let (cuts, door) =
+            if server_side { (&line, pooler.address.clone()) } else { (&front, Address::tcp(front.port())) };
+        let calm = Crowd::canary(&pooler.address, &good);
+        for cut in (0..600).step_by(if server_side { 7 } else { 2 }) {
+            for down in [false, true] {
+                cuts.set(Weather {
+                    up_bytes: if down { usize::MAX } else { cut },
+                    down_bytes: if down { cut } else { usize::MAX },
+                    dribble: false,
+                });
+                ask_once(&door, &user);
+                if server_side {
+                    // The next one is to meet the weather too, not a connection from before it.
+                    cuts.set(Weather::FAIR);
+                    cuts.cut();
+                }
+            }
+        }
+        let tally = calm.finish();
+        tally.assert_no_hang();
+        cuts.set(Weather::FAIR);
+        cuts.cut();
+        assert_resumes(&pooler, &user, Duration::from_secs(3));
+        if !server_side {
+            tally.assert_faultless();
+        }
+        pooler.finish();
+    }
+}
+
+/// A login and a request; either may fail, but what succeeds is right.
+fn ask_once(address: &Address, user: &str) {
+    let outcome = Client::connect(address, &login(user)).and_then(|mut client| {
+        let token = client.token();
+        let reply = client.extended("select $1::text, repeat('y', 500)", &[&token])?;
+        if reply.errors.is_empty() {
+            assert_eq!(reply.sequence, "12TDCZ");
+            assert_eq!(reply.text_rows(), [[token, "y".repeat(500)]]);
+        }
+        Ok(())
+    });
+    if let Err(fault) = outcome {
+        assert!(!fault.is_timeout(), "hangs on a cut line: {fault}");
+    }
+}
+
+/// S36: one byte per segment, both ways, on either side, is only slow.
+#[test]
+fn s36_dribble_on_both_sides() {
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    let line = Proxy::to_port(cluster.port());
+    line.set(Weather::DRIBBLE);
+    let port = if Target::is_direct() { cluster.port() } else { line.port() };
+    let pooler = Plan::to_port(port).max_connections(3).start();
+    let Address::Tcp(address) = pooler.address else { panic!("a TCP pooler") };
+    let front = Proxy::to_port(address.port());
+    // PgBouncer 1.18 does not take a startup message in parts.
+    front.set(if Target::current() == Target::Pgbouncer { Weather::FAIR } else { Weather::DRIBBLE });
+    let crowd = Crowd::start(6, &Address::tcp(front.port()), &user, Habit::LIGHT.reconnecting_after(20));
+    sleep(Duration::from_secs(2));
+    crowd.finish().assert_faultless();
+    drop((front, line));
+    pooler.finish();
+}
+
+/// S31: however many wait, a server that is not ready is not stormed.
+#[test]
+fn s31_a_server_that_refuses_is_not_stormed() {
+    if Target::is_direct() {
+        return;
+    }
+    let refusing = FakeServer::start(|mut connection| {
+        if connection.read_startup() {
+            connection.send(&fake_server::error("FATAL", "57P03", "the database system is starting up"));
+        }
+    });
+    let pooler = Plan::to_port(refusing.port()).shards(2).set("query_wait_timeout", 2).start();
+    std::thread::scope(|scope| {
+        for _ in 0..50 {
+            scope.spawn(|| {
+                let fault = match pooler.try_client("user_0") {
+                    Ok(mut client) => {
+                        client.query("select 1").map(|reply| reply.sequence).expect_err("no server")
+                    }
+                    Err(fault) => fault,
+                };
+                assert!(!fault.is_timeout(), "{fault}");
+            });
+        }
+    });
+    let attempts = refusing.accepted();
+    assert!((1..=60).contains(&attempts), "{attempts} attempts in 2 s");
+    pooler.finish();
+}
+
+/// E3: a server that never answers a connection attempt costs what the timeout says, however busy the loop is.
+#[test]
+fn e3_a_black_hole_is_noticed_on_time() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    let hole = BlackHole::dig();
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    let pooler = Plan::new(cluster)
+        .set("server_connect_timeout", 2)
+        .set("query_wait_timeout", 3)
+        .endpoint("hole", hole.address.port(), "lost")
+        .start_alone();
+    let crowd = Crowd::start(20, &pooler.address, &user, Habit::LIGHT);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let parameters = [("user", user.as_str()), ("database", "lost")];
+            let fault = match Client::connect(&pooler.address, &parameters) {
+                Ok(mut client) => {
+                    client.query("select 1").map(|reply| reply.sequence).expect_err("a black hole")
+                }
+                Err(fault) => fault,
+            };
+            let after = start.elapsed();
+            assert!(!fault.is_timeout() && !fault.code().is_empty(), "{fault}");
+            assert!(after < Duration::from_millis(3500), "{after:?}: {fault}");
+        });
+        let port = format!(":{}", hole.address.port());
+        let timed_out = |line: &str| {
+            line.contains(&port) && ["timeout", "timed out"].iter().any(|word| line.contains(word))
+        };
+        eventually("the attempt is logged as timed out", Duration::from_secs(4), || {
+            pooler.log().lines().any(timed_out)
+        });
+        let after = start.elapsed();
+        assert!((1800..2400).contains(&(after.as_millis() as u64)), "a timeout of 2 s took {after:?}");
+    });
+    crowd.finish().assert_faultless();
+    pooler.finish();
+}
+
+/// A listener that never accepts and whose backlog is full: the kernel drops what comes.
+#[derive(Debug)]
+struct BlackHole {
+    address: SocketAddr,
+    _listener: TcpListener,
+    _fillers: Vec<TcpStream>,
+}
+
+impl BlackHole {
+    fn dig() -> Self {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, listen, socket};
+        let socket =
+            socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+        bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &SockaddrIn::new(127, 0, 0, 1, 0)).expect("a port");
+        listen(&socket, 0).expect("a listener");
+        let listener = TcpListener::from(socket);
+        let address = listener.local_addr().expect("bound");
+        let mut fillers = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            fillers.push(stream);
+            assert!(fillers.len() < 20, "the backlog never fills");
+        }
+        Self { address, _listener: listener, _fillers: fillers }
+    }
+}

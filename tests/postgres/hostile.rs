@@ -1,0 +1,389 @@
+//! Clients that mean harm, or do not know better.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::cluster::Cluster;
+use crate::crowd::Crowd;
+use crate::pooler::{Plan, Pooler, Target, login};
+use crate::random::Random;
+use crate::wire::{Client, Frames, PROTOCOL_3, packet, startup};
+
+/// Where in its life a client starts to misbehave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    BeforeStartup,
+    Idle,
+    InTransaction,
+    InCopy,
+    InBatch,
+}
+
+const STATES: [State; 5] =
+    [State::BeforeStartup, State::Idle, State::InTransaction, State::InCopy, State::InBatch];
+
+/// S15: malformed bytes in every state: the offender is gone soon, and nobody else notices.
+#[test]
+fn s15_malformed_corpus() {
+    let cases = corpus();
+    assert!(cases.len() >= 60, "{} cases", cases.len());
+    for shards in [1, 2] {
+        offend(shards, cases.iter().flat_map(|case| STATES.map(|state| (state, case.clone()))).collect());
+    }
+}
+
+/// S15: the same with bytes from a seed: noise, and real messages with a few bytes changed.
+#[test]
+fn s15_random_corpus() {
+    let mut random = Random::new(15);
+    let valid = corpus_seeds();
+    let mut offences = Vec::new();
+    for number in 0..2500 {
+        let bytes = if number % 3 == 0 {
+            let count = random.between(1, 300) as usize;
+            random.bytes(count)
+        } else {
+            let mut bytes = random.pick(&valid).clone();
+            for _ in 0..random.between(1, 4) {
+                let at = random.below(bytes.len() as u64) as usize;
+                bytes[at] = random.next() as u8;
+            }
+            let end = random.between(1, bytes.len() as u64) as usize;
+            bytes.truncate(end.max(1));
+            bytes
+        };
+        offences.push((*random.pick(&STATES), bytes));
+    }
+    offend(2, offences);
+}
+
+fn offend(shards: usize, offences: Vec<(State, Vec<u8>)>) {
+    let cluster = Cluster::shared();
+    let (user, canary) = (cluster.user("user"), cluster.user("canary"));
+    let mark = cluster.mark();
+    let pooler = Plan::new(cluster).shards(shards).max_connections(8).set("client_login_timeout", 3).start();
+    let calm = Crowd::canary(&pooler.address, &canary);
+    let before = pooler.rss();
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                while let Some((state, bytes)) = offences.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    assert!(is_gone_after(&pooler, &user, *state, bytes), "still there: {state:?} {bytes:?}");
+                }
+            });
+        }
+    });
+    let mut tally = calm.finish();
+    tally.assert_faultless();
+    assert!(tally.p99() < Duration::from_millis(500), "the canary's p99 is {:?}", tally.p99());
+    let grown = pooler.rss().saturating_sub(before);
+    assert!(grown < 64 << 20, "{} MB for nonsense", grown >> 20);
+    cluster.assert_log_clean(
+        mark,
+        &canary,
+        &["invalid length of startup packet", "incomplete startup packet"],
+    );
+    let mut client = pooler.client(&user);
+    assert_eq!(client.query("select 1").expect("served as ever").value(), "1");
+    drop(client);
+    pooler.finish();
+}
+
+/// Sends the bytes, then says that no more will come: within ten seconds the other side has closed too.
+fn is_gone_after(pooler: &Pooler, user: &str, state: State, bytes: &[u8]) -> bool {
+    let mut client = Client::dial(&pooler.address).expect("it accepts");
+    client.set_lenient();
+    if state != State::BeforeStartup {
+        client.log_in(&login(user)).expect("a login");
+    }
+    let preparation = match state {
+        State::BeforeStartup | State::Idle => None,
+        State::InTransaction => Some(("begin", b'Z')),
+        State::InCopy => Some(("begin; create temp table t (a text); copy t from stdin", b'G')),
+        State::InBatch => None,
+    };
+    if let Some((statement, last)) = preparation {
+        client.send(&Frames::new().query(statement).0).expect("open");
+        while client.read().expect("a server").tag != last {}
+    }
+    if state == State::InBatch {
+        client.send(&Frames::new().unnamed("select 1", &[]).0).expect("open");
+    }
+    // It may be closed in our face while we speak.
+    let _ = client.stream().try_clone().expect("a descriptor").write_all(bytes);
+    client.stream().finish_sending();
+    client.is_closed_within(Duration::from_secs(10))
+}
+
+/// S15: what no server should wait for even if the client stays.
+#[test]
+fn s15_plain_violations_close_at_once() {
+    // PgBouncer waits for more of some of these.
+    if Target::current() == Target::Pgbouncer {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    let pooler = Plan::new(cluster).set("client_login_timeout", 30).start();
+    let after_login: [&[u8]; 8] = [
+        b"Q\0\0\0\0",
+        b"Q\0\0\0\x03",
+        b"Q\xff\xff\xff\xff",
+        b"\0\0\0\0\x04",
+        b"z\0\0\0\x04",
+        b"\xff\0\0\0\x04",
+        b"R\0\0\0\x08\0\0\0\0",
+        b"GET / HTTP/1.1\r\n\r\n",
+    ];
+    for bytes in after_login {
+        let mut client = pooler.client(&user);
+        client.send(bytes).expect("open");
+        assert!(client.is_closed_within(Duration::from_secs(5)), "still open after {bytes:?}");
+    }
+    if Target::is_direct() {
+        return;
+    }
+    let mut v2 = vec![0, 2, 0, 0];
+    v2.extend([0; 288]);
+    let long = startup(&[("user", "user"), ("database", "app"), ("application_name", &"x".repeat(10_100))]);
+    let before_login: [(&str, Vec<u8>); 9] = [
+        ("length 0", vec![0; 4]),
+        ("length 4", vec![0, 0, 0, 4]),
+        ("length 7", vec![0, 0, 0, 7, 0, 3, 0]),
+        ("length 2^31", vec![0x80, 0, 0, 0, 0, 3, 0, 0]),
+        ("length 2^32 - 1", vec![0xff, 0xff, 0xff, 0xff, 0, 3, 0, 0]),
+        ("length 1 GB", vec![0x40, 0, 0, 0, 0, 3, 0, 0]),
+        ("protocol 2.0", packet(&v2)),
+        ("a TLS ClientHello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec()),
+        ("more than 10,000 bytes", long),
+    ];
+    for (what, bytes) in before_login {
+        let mut client = Client::dial(&pooler.address).expect("it accepts");
+        let _ = client.stream().try_clone().expect("a descriptor").write_all(&bytes);
+        assert!(client.is_closed_within(Duration::from_secs(5)), "still open after {what}");
+    }
+    pooler.finish();
+}
+
+/// S16: announcing a gigabyte costs nothing but the bytes that came.
+#[test]
+fn s16_memory_follows_what_was_sent() {
+    let cluster = Cluster::shared();
+    let (user, canary) = (cluster.user("user"), cluster.user("canary"));
+    let pooler = Plan::new(cluster).max_connections(4).set("client_login_timeout", 3).start();
+    let calm = Crowd::canary(&pooler.address, &canary);
+    sleep(Duration::from_millis(300));
+    let before = pooler.rss();
+    let mut most = before;
+    let mut kept = Vec::new();
+    for number in 0..200 {
+        let mut client = Client::dial(&pooler.address).expect("it accepts");
+        let mut bytes = match number % 4 {
+            0 => (1_u32 << 30).to_be_bytes().to_vec(),
+            1 => 9_999_u32.to_be_bytes().to_vec(),
+            _ if Target::is_direct() && number > 100 => continue,
+            _ => {
+                client.log_in(&login(&user)).expect("a login");
+                let tag = if number % 4 == 2 { b'Q' } else { b'P' };
+                [&[tag][..], &(1_u32 << 30).to_be_bytes()].concat()
+            }
+        };
+        if number % 4 < 2 {
+            bytes.extend_from_slice(&PROTOCOL_3.to_be_bytes());
+        }
+        bytes.resize(bytes.len() + 200, b'x');
+        let mut stream = client.stream().try_clone().expect("a descriptor");
+        stream.set_write_timeout(Duration::from_millis(20)).expect("own socket");
+        let _ = stream.write_all(&bytes);
+        // Up to a megabyte more, as far as the other side takes it.
+        let _ = stream.write_all(&[b'x'; 1 << 20]);
+        kept.push(client);
+        most = most.max(pooler.rss());
+    }
+    most = most.max(pooler.rss());
+    assert!(most - before < 64 << 20, "{} MB for announcements", (most - before) >> 20);
+    drop(kept);
+    calm.finish().assert_faultless();
+    pooler.finish();
+}
+
+/// S17: clients that never finish their login are closed on time, and good logins go on.
+#[test]
+fn s17_slowloris() {
+    if Target::is_direct() {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    for shards in [1, 2] {
+        let pooler = Plan::new(cluster).shards(shards).set("client_login_timeout", 3).start_alone();
+        let hello = startup(&login(&user));
+        let started = Instant::now();
+        let mut slow: Vec<Client> =
+            (0..200).map(|_| Client::dial(&pooler.address).expect("it accepts")).collect();
+        let all_open = Instant::now();
+        let mut worst = Duration::ZERO;
+        for round in 0..3 {
+            for client in &mut slow {
+                client.send(&hello[round..=round]).expect("still in time");
+            }
+            let second = started + Duration::from_millis(900 * (round as u64 + 1));
+            while Instant::now() < second {
+                let start = Instant::now();
+                let mut good = pooler.client(&user);
+                assert_eq!(good.query("select 1").expect("a server").value(), "1");
+                good.terminate();
+                worst = worst.max(start.elapsed());
+                sleep(Duration::from_millis(20));
+            }
+        }
+        assert!(worst < Duration::from_millis(500), "a good login took {worst:?}");
+        // PgBouncer looks at its clients once in a while only.
+        let slack = if Target::is_pgpinion() { 1000 } else { 3000 };
+        let deadline = all_open + Duration::from_millis(3000 + slack);
+        for client in &mut slow {
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            assert!(client.is_closed_within(left), "still open {:?} after the last came", all_open.elapsed());
+        }
+        assert!(started.elapsed() > Duration::from_millis(2900), "closed before their time");
+        drop(slow);
+        pooler.finish();
+    }
+}
+
+/// Bytes that look like messages inside values are values.
+#[test]
+fn s27_messages_inside_values_stay_values() {
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    let pooler = Plan::new(cluster).max_connections(2).start();
+    let mut client = pooler.client(&user);
+    let table = format!("smuggled_{user}");
+    let bait = Frames::new().query(&format!("create table {table} (a int)")).0;
+    client.query("create table if not exists bait (a bytea)").expect("a server");
+    for boundary in [4096_usize, 8192, 16384, 32768, 65536] {
+        for offset in 0..11 {
+            let mut value = vec![b' '; boundary + offset - 5 - 60];
+            value.extend_from_slice(&bait);
+            value.resize(boundary + 200, b' ');
+            let length = (value.len() as u32).to_be_bytes();
+            let bind = Frames::new()
+                .parse("", "select length($1::bytea)")
+                .frame(b'B', &[&[0, 0, 0, 1, 0, 1, 0, 1], &length, &value, &[0, 0]])
+                .execute("", 0)
+                .sync();
+            client.send(&bind.0).expect("open");
+            let reply = client.collect().expect("a server");
+            assert_eq!((reply.sequence.as_str(), reply.value()), ("12DCZ", value.len().to_string()));
+        }
+    }
+    assert_eq!(cluster.value(&format!("select count(*) from pg_class where relname = '{table}'")), "0");
+    drop(client);
+    pooler.finish();
+}
+
+/// At least sixty ways to be wrong; some are not wrong in every state, and a close is then all that is asked.
+fn corpus() -> Vec<Vec<u8>> {
+    let f = Frames::new;
+    let mut cases: Vec<Vec<u8>> = Vec::new();
+    // Lengths that cannot be, for every tag that matters.
+    for tag in *b"QPBDECSHFXdcfp" {
+        for length in [0_u32, 3, 1 << 31, u32::MAX] {
+            cases.push([&[tag][..], &length.to_be_bytes()].concat());
+        }
+    }
+    // Lengths that are one off, and a gigabyte that never comes.
+    for length in [12_u32, 14, 1 << 30] {
+        cases.push([b"Q", &length.to_be_bytes()[..], b"select 1\0"].concat());
+    }
+    // Bodies that do not hold what they announce.
+    cases.extend([
+        b"Q\0\0\0\x0cselect 1".to_vec(),
+        f().frame(b'P', &[b"no terminator"]).sync().0,
+        f().frame(b'P', &[b"\0select 1\0\xff\xff"]).sync().0,
+        f().frame(b'B', &[b"\0\0\xff\xff"]).sync().0,
+        f().frame(b'B', &[b"\0\0\0\0\xff\xff"]).sync().0,
+        f().frame(b'B', &[b"\0\0\0\0\0\x01\x7f\xff\xff\xff"]).sync().0,
+        f().frame(b'B', &[b"\0\0\0\0\0\x01\xff\xff\xff\xfe\0\0"]).sync().0,
+        f().frame(b'D', &[b"?\0"]).sync().0,
+        f().frame(b'D', &[]).sync().0,
+        f().frame(b'C', &[b"Snone"]).sync().0,
+        f().frame(b'E', &[b"\0"]).sync().0,
+        f().frame(b'F', &[b"\0\0"]).0,
+        f().frame(b'S', &[b"extra"]).0,
+        f().frame(b'H', &[b"extra"]).sync().0,
+        f().frame(b'X', &[b"extra"]).0,
+        f().frame(b'Q', &[]).0,
+        f().frame(b'Q', &[&[0; 9]]).0,
+        f().frame(b'Q', &[b"\xff\xfe\xfd\0"]).0,
+    ]);
+    // Messages at the wrong time or from the wrong side.
+    cases.extend([
+        f().copy_data(b"stray").copy_done().copy_fail("stray").0,
+        f().frame(b'p', &[b"password\0"]).0,
+        f().frame(b'R', &[&[0; 4]]).0,
+        f().frame(b'Z', &[b"I"]).0,
+        f().frame(b'E', &[b"SFATAL\0C57P01\0\0"]).0,
+        f().frame(b'v', &[&[0; 8]]).0,
+        startup(&[("user", "again"), ("database", "app")]),
+        [startup(&[("user", "one")]), startup(&[("user", "two")])].concat(),
+        packet(&80_877_103_u32.to_be_bytes()),
+        packet(&80_877_103_u32.to_be_bytes()).repeat(50),
+        packet(&80_877_104_u32.to_be_bytes()).repeat(50),
+        packet(&[&80_877_102_u32.to_be_bytes()[..], &[0xff; 8]].concat()),
+        packet(&[&80_877_102_u32.to_be_bytes()[..], &[0xff; 300]].concat()),
+    ]);
+    // Startup packets that no driver sends.
+    cases.extend([
+        packet(&[&PROTOCOL_3.to_be_bytes()[..], b"user\0nobody"].concat()),
+        packet(&[&PROTOCOL_3.to_be_bytes()[..], b"user\0"].concat()),
+        packet(&[&PROTOCOL_3.to_be_bytes()[..], b"\0"].concat()),
+        packet(&PROTOCOL_3.to_be_bytes()),
+        packet(&[&PROTOCOL_3.to_be_bytes()[..], &b"a\0b\0".repeat(2400), b"\0"].concat()),
+        packet(&[&PROTOCOL_3.to_be_bytes()[..], &b"a\0b\0".repeat(10_000), b"\0"].concat()),
+        packet(&[&(3_u32 << 16 | 99).to_be_bytes()[..], b"user\0user\0\0"].concat()),
+        packet(&[&(2_u32 << 16).to_be_bytes()[..], &[0; 288]].concat()),
+        packet(&[&(9_u32 << 16).to_be_bytes()[..], b"user\0user\0\0"].concat()),
+        startup(&[("user", "")]),
+        startup(&[("database", "app")]),
+        startup(&[("user", &"u".repeat(5000)), ("database", "app")]),
+        startup(&[("user", "u"), ("database", &"d".repeat(9000))]),
+        startup(&[("user", "u"), ("database", "app"), ("options", "-c=")]),
+        startup(&[("user", "u"), ("database", "app"), ("options", "-c")]),
+        startup(&[("user", "u"), ("database", "app"), ("replication", "database")]),
+        startup(&[("user", "u\u{1}\u{7f}"), ("database", "app'; drop table x; --")]),
+        packet(&[&PROTOCOL_3.to_be_bytes()[..], b"user\0\xff\xfe\xfd\0database\0\xc3\x28\0\0"].concat()),
+    ]);
+    // Other protocols, and plain noise.
+    cases.extend([
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(),
+        b"SSH-2.0-OpenSSH_9.2p1\r\n".to_vec(),
+        vec![0; 1000],
+        vec![0xff; 1000],
+        b"QQQQQQQQQQQQQQQQ".to_vec(),
+        (0..=255).collect(),
+        vec![b'S'; 4],
+        vec![0],
+    ]);
+    cases
+}
+
+/// Valid conversations for the random corpus to spoil.
+fn corpus_seeds() -> Vec<Vec<u8>> {
+    let f = Frames::new;
+    vec![
+        f().query("select 1").0,
+        f().unnamed("select $1::text", &["value"]).sync().0,
+        f().unnamed("select 1", &[]).flush().unnamed("select 2", &[]).sync().sync().0,
+        f().query("begin").query("select 1").query("commit").0,
+        f().copy_data(b"row\n").copy_data(b"row\n").copy_done().0,
+        f().copy_fail("reason").query("rollback").0,
+        f().function_call(1299).sync().0,
+        f().describe(b'S', "").close(b'P', "").execute("", 3).sync().0,
+        startup(&[("user", "u"), ("database", "app"), ("application_name", "x")]),
+    ]
+}

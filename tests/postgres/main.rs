@@ -1,0 +1,25 @@
+//! pgpinion against real PostgreSQL, hostile clients, dying servers and bad networks.
+//!
+//! `SEED=n` repeats a run's choices; `PGPINION_TEST_TARGET=direct` or `pgbouncer` runs what makes sense there.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod cluster;
+mod crowd;
+mod fake_server;
+mod pooler;
+mod process;
+mod proxy;
+mod random;
+mod wire;
+
+mod asynchronous;
+mod copy;
+mod faults;
+mod hostile;
+mod isolation;
+mod lifecycle;
+mod load;
+mod login;
+mod pooling;
+mod pressure;
