@@ -16,7 +16,7 @@ pub(super) fn answer(title: &str, key: &str) -> Option<&'static str> {
 /// Keys, and what to say of them.
 type Answers = &'static [(&'static [&'static str], &'static str)];
 
-pub(super) const GENERAL: Answers = &[
+const GENERAL: Answers = &[
     (&["listen_addr", "listen_port"], "use `listen = [\"ADDRESS:PORT\"]`"),
     (
         &["unix_socket_dir", "unix_socket_mode", "unix_socket_group"],

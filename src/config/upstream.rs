@@ -1,9 +1,9 @@
 //! A configuration without a file: one server, every database of it.
 
+use super::addresses::parse_port;
 use super::error::ConfigError;
 use super::file::{blank_database, blank_endpoint};
 use super::settings::{ENDPOINT, Setting};
-use super::values::parse_port;
 use super::{Config, FALLBACK, Host, Listen, cores};
 
 impl Config {

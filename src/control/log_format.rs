@@ -95,7 +95,8 @@ fn append_letter(text: &mut String, letter: char) {
 
 /// As much of a text as a line may hold.
 fn bounded(text: &str) -> &str {
-    &text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
+    let end = (0..=TEXT_BYTES_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
 }
 
 /// A point in time as the log shows it.

@@ -340,6 +340,5 @@ mod tests {
     #[test]
     fn the_system_knows_localhost() {
         assert!(system_lookup("localhost").unwrap().iter().all(IpAddr::is_loopback));
-        assert!(system_lookup("name.invalid").is_err());
     }
 }

@@ -45,15 +45,20 @@ impl Shard {
     }
 
     /// An idle server that has begun to say something is not given to anybody until it has said it.
-    pub(super) fn set_aside(&mut self, key: ServerKey) {
-        let Some(server) = self.servers.get(key) else { return };
-        if !matches!(server.state, State::Idle) || server.is_at_rest() {
-            return;
+    fn set_aside(&mut self, key: ServerKey) {
+        let Some(server) = self.servers.get_mut(key) else { return };
+        match server.state {
+            State::Idle if !server.is_at_rest() => {
+                server.state = State::Speaking;
+                if let Some(route) = self.routes.get_mut(server.route) {
+                    route.pool.remove_idle(key);
+                }
+            }
+            State::Speaking => {}
+            _ => return,
         }
-        if let Some(route) = self.routes.get_mut(server.route) {
-            route.pool.remove_idle(key);
-        }
-        self.hear_out(key);
+        let Some(server) = self.servers.get_mut(key) else { return };
+        self.deadlines.set(Alarm::Server(key), &mut server.deadline, self.now + DRAIN_MAX);
     }
 
     /// A message of a server that no client hears.
@@ -75,7 +80,7 @@ impl Shard {
             tag::ERROR_RESPONSE => {
                 let report = Report::read(body);
                 let cleaning = matches!(server.state, State::Cleaning(_));
-                let idle = matches!(server.state, State::Idle);
+                let idle = matches!(server.state, State::Idle | State::Speaking);
                 self.log(LogLevel::Warn, session, Some(id), || format!("server: {report}"));
                 if report.is_fatal() || cleaning || idle {
                     self.close_broken(key, "it ended the session, or could not be cleaned");
@@ -93,6 +98,8 @@ impl Shard {
             return;
         }
         match server.state {
+            State::Speaking if server.is_at_rest() => self.rest(key),
+            State::Speaking => self.close_server(key, "it said something that only a client asks for"),
             State::Draining(_) | State::Cleaning(Cleaning::Rollback) => self.clean(key),
             State::Cleaning(Cleaning::Reset) if server.is_at_rest() => self.rest(key),
             State::Cleaning(Cleaning::Reset) => {
@@ -284,6 +291,7 @@ impl Shard {
                     if server.expires <= self.now { "server_lifetime" } else { "server_idle_timeout" };
                 self.close_server(key, reason);
             }
+            State::Speaking => self.close_server(key, "it did not end what it said between transactions"),
             State::Draining(_) => {
                 self.close_server(key, "it was busy for too long after its client had left")
             }

@@ -118,7 +118,10 @@ impl Shard {
         self.log(LogLevel::Warn, None, Some(id), || format!("login failed: {text}"));
         match error {
             LoginError::Refused(message, report) if !is_transient(&report) => {
-                self.login_refused(endpoint, route, message, report);
+                // A server may leave out what a client cannot do without.
+                let sound = report.code.len() == 5 && message.ends_with(b"\0\0");
+                let own = || Refusal::new(SqlState::PROTOCOL_VIOLATION, text.clone()).to_message("");
+                self.login_refused(endpoint, route, if sound { message } else { own() }, report);
             }
             LoginError::Refused(_, report) => self.dial_failed(endpoint, route, report.to_string()),
             LoginError::NoPassword(_) | LoginError::Unsupported(_) => {

@@ -48,6 +48,8 @@ pub(super) enum State {
     Idle,
     /// Serves a client.
     Linked(ClientKey),
+    /// Is idle, and in the middle of a message: nobody's until it is through.
+    Speaking,
     /// Its client left: it is heard out, for so many bytes more.
     Draining(usize),
     /// It was told to roll back, or to forget the session.
@@ -170,7 +172,7 @@ impl Shard {
                 self.answer_received(key, client, bytes);
             }
             State::Login(_) => self.login_received(key, bytes),
-            State::Idle | State::Cleaning(_) => self.unlinked_received(key, bytes),
+            State::Idle | State::Speaking | State::Cleaning(_) => self.unlinked_received(key, bytes),
             State::Draining(left) if *left >= bytes.len() => {
                 *left -= bytes.len();
                 self.unlinked_received(key, bytes);
@@ -312,7 +314,7 @@ impl Shard {
                 }
                 self.server_has_room(client, key);
             }
-            State::Draining(_) | State::Cleaning(_) => self.advance_cleaning(key),
+            State::Speaking | State::Draining(_) | State::Cleaning(_) => self.advance_cleaning(key),
             _ => {}
         }
     }

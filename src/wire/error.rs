@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write};
 
 /// A five-character code (PostgreSQL documentation, Appendix A).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -162,9 +162,13 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.severity, self.code, self.message)
+        write!(f, "{} {}: ", self.severity, self.code)?;
+        self.message.chars().take(SHOWN_CHARS_MAX).try_for_each(|each| f.write_char(each))
     }
 }
+
+/// Of a message in the log: a server may say a lot, and quickly.
+const SHOWN_CHARS_MAX: usize = 300;
 
 #[cfg(test)]
 mod tests {

@@ -61,7 +61,7 @@ fn s14_changing_parameters_disturb_nobody() {
 fn s14_listen_in_session_mode() {
     let cluster = Cluster::shared();
     let user = cluster.user("user");
-    let pooler = Plan::new(cluster).mode("session").shards(2).max_connections(3).start();
+    let pooler = Plan::new(cluster).mode("session").shards(2).max_connections(6).start();
     let mut listener = pooler.client(&user);
     let mut bystander = pooler.client(&user);
     let mut sender = pooler.client(&user);
@@ -96,7 +96,7 @@ fn a2_dead_idle_servers_cost_nothing() {
     for (mode, shards) in [("transaction", 1), ("transaction", 2)] {
         let cluster = Cluster::shared();
         let user = cluster.user("user");
-        let pooler = Plan::new(cluster).mode(mode).shards(shards).max_connections(5).start();
+        let pooler = Plan::new(cluster).mode(mode).shards(shards).max_connections(5 * shards).start();
         let mut clients: Vec<Client> = (0..5).map(|_| pooler.client(&user)).collect();
         for _ in 0..5 {
             for client in &mut clients {
@@ -290,8 +290,9 @@ fn a6_an_idle_server_that_lies_is_closed() {
         let mut client = pooler.client("user");
         client.query("lie").expect("the fake");
         eventually("a fresh server answers", Duration::from_secs(11), || {
-            assert_eq!(client.query("select 1").expect("another server").value(), "select 1");
-            fake.accepted() >= 2
+            // Whoever asks before the lie comes is told of it.
+            let answer = pooler.client("user").query("select 1").map(|reply| reply.value() == "select 1");
+            fake.accepted() >= 2 && answer.unwrap_or(false)
         });
         drop(client);
         pooler.finish();

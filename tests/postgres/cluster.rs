@@ -213,7 +213,7 @@ pub struct LogMark(u64);
 #[derive(Debug)]
 pub struct Sampler {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Samples>,
+    thread: Option<JoinHandle<Samples>>,
 }
 
 /// What a sampler saw.
@@ -234,7 +234,7 @@ impl Sampler {
     fn start(address: Address) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
+        let thread = Some(std::thread::spawn(move || {
             let parameters = [("user", "postgres"), ("database", "app"), ("application_name", "sampler")];
             let mut client = Client::connect(&address, &parameters).expect("a free superuser slot");
             let mut samples = Samples::default();
@@ -249,15 +249,21 @@ impl Sampler {
                 std::thread::sleep(Duration::from_millis(5));
             }
             samples
-        });
+        }));
         Self { stop, thread }
     }
 
-    pub fn finish(self) -> Samples {
+    pub fn finish(mut self) -> Samples {
         self.stop.store(true, Ordering::Relaxed);
-        let samples = self.thread.join().expect("the sampler");
+        let samples = self.thread.take().and_then(|thread| thread.join().ok()).expect("the sampler");
         assert!(samples.count > 0, "nothing was sampled");
         samples
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

@@ -143,8 +143,9 @@ fn s06_copy_matrix() {
         owner.terminate();
         for byte_by_byte in [false, true] {
             for case in cases(&table) {
-                // PgBouncer 1.18 miscounts the Sync after such a COPY.
-                if Target::current() == Target::Pgbouncer && case.what.starts_with("extended") {
+                // PgBouncer 1.18 miscounts the Sync after such a COPY, and loses what follows a COPY at once.
+                let miscounted = case.what.starts_with("extended") || case.readies > 1;
+                if Target::current() == Target::Pgbouncer && miscounted {
                     continue;
                 }
                 let mut client = pooler.client(&user);

@@ -103,13 +103,20 @@ impl Crowd {
         Self::start(1, address, user, Habit::LIGHT.pausing(Duration::from_millis(50)))
     }
 
-    pub fn finish(self) -> Tally {
+    pub fn finish(mut self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
         let mut tally = Tally::default();
-        for thread in self.threads {
+        for thread in self.threads.drain(..) {
             tally.add(thread.join().expect("a member found the pooler wrong"));
         }
         tally
+    }
+}
+
+impl Drop for Crowd {
+    /// A test that fails leaves nobody behind who asks on.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

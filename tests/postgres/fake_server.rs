@@ -75,6 +75,13 @@ pub struct FakeConnection {
     pub startup: Vec<u8>,
 }
 
+/// The fake keeps a descriptor of each connection, so that dropping one is not enough to end it.
+impl Drop for FakeConnection {
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
 impl FakeConnection {
     /// Reads the startup message, refusing encryption on the way. False if the other side leaves.
     pub fn read_startup(&mut self) -> bool {

@@ -1,13 +1,12 @@
 //! Starting, stopping, checking, and what the log tells afterwards.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::cluster::Cluster;
 use crate::crowd::{Crowd, Habit};
-use crate::pooler::{PROGRAM, Plan, Target};
+use crate::pooler::{Plan, Target, program};
 use crate::process::{self, eventually};
 use crate::wire::Client;
 
@@ -145,7 +144,7 @@ fn configuration_mistakes_are_named() {
         if let Some(name) = names {
             assert!(output.contains(name), "{what}: {name} is not named\n{output}");
         }
-        let run = Command::new(PROGRAM).args(["run", "-c"]).arg(&file).output().expect("the program");
+        let run = program().args(["run", "-c"]).arg(&file).output().expect("the program");
         assert!(!run.status.success(), "{what}: it runs");
     }
     let (code, output) = check(&folder.join("nowhere.toml"));
@@ -154,7 +153,7 @@ fn configuration_mistakes_are_named() {
 }
 
 fn check(file: &std::path::Path) -> (Option<i32>, String) {
-    let output = Command::new(PROGRAM).args(["check", "-c"]).arg(file).output().expect("the program");
+    let output = program().args(["check", "-c"]).arg(file).output().expect("the program");
     let text = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
@@ -165,8 +164,7 @@ fn runs_without_a_file() {
     if !Target::is_pgpinion() {
         return;
     }
-    let output =
-        Command::new(PROGRAM).args(["run", "--upstream", "nonsense:port"]).output().expect("the program");
+    let output = program().args(["run", "--upstream", "nonsense:port"]).output().expect("the program");
     assert!(!output.status.success());
     assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
 }

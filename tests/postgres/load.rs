@@ -19,8 +19,9 @@ fn pgbench(protocol: &str, mode: &'static str, shards: usize, scripts: &[&str]) 
     let Address::Tcp(address) = pooler.address else { panic!("a TCP pooler") };
     for script in scripts {
         for reconnect in [false, true] {
-            // Session mode serves no more clients at once than there are servers.
-            let clients = if mode == "session" && !reconnect { "10" } else { "20" };
+            // Session mode serves no more clients at once than there are servers, and pgbench waits for its
+            // logins one by one.
+            let clients = if mode == "session" { "10" } else { "20" };
             let sampler = cluster.sample();
             let mut command = Command::new(bin("pgbench"));
             command.args(["-n", "-h", "127.0.0.1", "-p", &address.port().to_string(), "-U", &user]);

@@ -7,6 +7,7 @@
 mod cluster;
 mod crowd;
 mod fake_server;
+mod pipelines;
 mod pooler;
 mod process;
 mod proxy;

