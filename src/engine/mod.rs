@@ -102,20 +102,18 @@ impl Engine {
     /// The ring failed: nothing can go on.
     pub(crate) async fn drive(self: &Rc<Self>) -> io::Result<()> {
         while !self.stopping.get() {
-            let deadline = self.shard.borrow().next_deadline();
-            let mut woke = false;
-            self.ring.turn(deadline, &mut |event| {
-                if !std::mem::replace(&mut woke, true) {
+            let slept = Cell::new(true);
+            let deadline = || {
+                slept.set(true);
+                self.shard.borrow().next_deadline()
+            };
+            self.ring.turn_until(deadline, &mut |event| {
+                if slept.replace(false) {
                     self.shard.borrow_mut().set_time(clock::now());
                 }
                 self.dispatch(event);
             })?;
-            if clock::now() >= deadline {
-                self.with_shard(None, |shard| {
-                    shard.set_time(clock::now());
-                    shard.tick();
-                });
-            }
+            self.tick();
             if self.tasks.may_be_runnable() {
                 self.tasks.settle().await;
             }
@@ -126,12 +124,26 @@ impl Engine {
         Ok(())
     }
 
+    /// Acts on deadlines that have come.
+    fn tick(self: &Rc<Self>) {
+        let now = clock::now();
+        if self.shard.borrow().next_deadline() <= now {
+            self.with_shard(None, |shard| {
+                shard.set_time(now);
+                shard.tick();
+            });
+        }
+    }
+
     fn dispatch(self: &Rc<Self>, event: Event) {
         match event {
             Event::Received { owner, buffer, .. } => {
                 self.guarded(owner, Some(&buffer), |shard| shard.received(owner, &buffer));
             }
             Event::Sent { owner, bytes, .. } => self.guarded(owner, None, |shard| shard.sent(owner, bytes)),
+            Event::Unsent { owner, bytes, .. } => {
+                self.guarded(owner, None, |shard| shard.unsent(owner, bytes))
+            }
             Event::Ended { owner, error, .. } => self.guarded(owner, None, |shard| shard.ended(owner, error)),
             Event::Closed { owner, .. } => {
                 if matches!(Party::from_owner(owner), Party::Client(_)) {

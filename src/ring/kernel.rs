@@ -105,9 +105,10 @@ impl Kernel {
         queue.taskrun() || queue.cq_overflow()
     }
 
-    /// How many completions can be taken without a system call.
-    pub fn ready(&mut self) -> usize {
-        self.uring.completion().len()
+    /// Everything pushed was submitted, and every completion is where it can be taken.
+    pub fn is_through(&mut self) -> bool {
+        let queue = self.uring.submission();
+        self.overflow.is_empty() && queue.is_empty() && !queue.cq_overflow()
     }
 
     pub fn next(&mut self) -> Option<cqueue::Entry> {

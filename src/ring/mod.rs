@@ -128,7 +128,7 @@ pub enum Event {
         /// The error number, or `None` at the end of what the peer sends.
         error: Option<i32>,
     },
-    /// The kernel took bytes off the socket's queue.
+    /// The kernel took bytes off the socket's queue, or will within this turn.
     Sent {
         /// Which.
         socket: SocketId,
@@ -138,6 +138,15 @@ pub enum Event {
         bytes: usize,
         /// How many are left.
         unsent: usize,
+    },
+    /// Bytes that were said to be sent could not be sent at once: they are queued again.
+    Unsent {
+        /// Where.
+        socket: SocketId,
+        /// Whose it is.
+        owner: Owner,
+        /// How many.
+        bytes: usize,
     },
     /// The last event of a socket that was [closed](Ring::close).
     Closed {
@@ -208,6 +217,8 @@ struct State {
     listeners: Slots<Listener>,
     deadlines: Deadlines,
     letters: LetterBox,
+    /// Taken from the kernel, not yet looked at.
+    gathered: VecDeque<cqueue::Entry>,
     /// Not yet delivered.
     events: VecDeque<Event>,
     /// Of tasks to wake as soon as the state is not borrowed.
@@ -239,6 +250,7 @@ impl Ring {
             listeners: Slots::new(),
             deadlines: Deadlines::new(),
             letters: LetterBox::new(),
+            gathered: VecDeque::new(),
             events: VecDeque::new(),
             wakes: Vec::new(),
             in_flight: 0,
@@ -355,12 +367,25 @@ impl Ring {
     ///
     /// If called from its own `sink`.
     pub fn turn(&self, until: Instant, sink: &mut impl FnMut(Event)) -> io::Result<()> {
+        self.turn_until(|| until, sink)
+    }
+
+    /// The same, for a caller whose deadlines move with the events: `until` is asked when the turn is about to sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`turn`](Self::turn).
+    pub fn turn_until(
+        &self,
+        until: impl FnOnce() -> Instant,
+        sink: &mut impl FnMut(Event),
+    ) -> io::Result<()> {
         let _in_turn = InTurn::new(&self.shared.in_turn);
-        let result = self.submit_and_wait(until);
-        let mut left = self.state().kernel.ready();
+        self.submit_all(sink);
+        let result = self.submit_and_wait(until());
         loop {
             let mut state = self.state();
-            let Some(event) = state.next_event(&mut left) else { break };
+            let Some(event) = state.next_event() else { break };
             drop(state);
             sink(event);
         }
@@ -369,9 +394,22 @@ impl Ring {
         result
     }
 
+    /// Makes entries of all that was asked for, telling `sink` what will be sent, until nothing more comes of that.
+    fn submit_all(&self, sink: &mut impl FnMut(Event)) {
+        self.state().prepare();
+        loop {
+            let mut state = self.state();
+            if state.events.is_empty() {
+                state.submit_sends();
+            }
+            let Some(event) = state.events.pop_front() else { break };
+            drop(state);
+            sink(event);
+        }
+    }
+
     fn submit_and_wait(&self, until: Instant) -> io::Result<()> {
         let mut state = self.state();
-        state.prepare();
         let mut wait = state.patience(until);
         if wait != kernel::Wait::No && !self.shared.busy_poll.is_zero() {
             state.kernel.enter(kernel::Wait::No)?;
@@ -381,7 +419,7 @@ impl Ring {
         if wait != kernel::Wait::No && !self.shared.doorbell.fall_asleep() {
             wait = kernel::Wait::No;
         }
-        let result = state.kernel.enter(wait);
+        let result = state.kernel.enter(wait).and_then(|()| state.gather());
         if self.shared.doorbell.answer() {
             state.open_letters();
             state.events.push_back(Event::Doorbell);
@@ -419,7 +457,11 @@ impl State {
 
     /// How long the coming wait may be.
     fn patience(&mut self, until: Instant) -> kernel::Wait {
-        if !self.events.is_empty() || !self.wakes.is_empty() || self.kernel.has_completions() {
+        if !self.events.is_empty()
+            || !self.wakes.is_empty()
+            || self.kernel.has_completions()
+            || self.has_unsubmitted()
+        {
             return kernel::Wait::No;
         }
         let Self { sockets, listeners, waits, .. } = self;
@@ -454,11 +496,31 @@ impl State {
         }
     }
 
-    /// The next event, out of at most `left` more completions.
-    fn next_event(&mut self, left: &mut usize) -> Option<Event> {
-        while self.events.is_empty() && *left > 0 {
-            *left -= 1;
-            let completion = self.kernel.next()?;
+    /// Takes the completions, those of inline sends first: what they did not send must be known before anything else.
+    fn gather(&mut self) -> io::Result<()> {
+        for _ in 0..GATHERINGS_MAX {
+            while let Some(completion) = self.kernel.next() {
+                let (kind, key) = Key::of_user_data(completion.user_data());
+                if kind == Some(Kind::Send) && self.is_inline(key) {
+                    self.in_flight -= 1;
+                    self.on_inline_failed(key, &completion);
+                } else {
+                    self.gathered.push_back(completion);
+                }
+            }
+            if self.kernel.is_through() {
+                self.settle_inline();
+                return Ok(());
+            }
+            self.kernel.enter(kernel::Wait::No)?;
+        }
+        Err(io::Error::other("the kernel does not take what is submitted"))
+    }
+
+    /// The next event, out of what was gathered.
+    fn next_event(&mut self) -> Option<Event> {
+        while self.events.is_empty() {
+            let completion = self.gathered.pop_front()?;
             self.on_completion(&completion);
         }
         self.events.pop_front()
@@ -598,6 +660,9 @@ const CQ_ENTRIES: std::ops::RangeInclusive<u32> = 2..=65536;
 
 /// Smaller ones are not worth a completion; larger ones, times their number, not worth the memory.
 const BUFFER_BYTES: std::ops::RangeInclusive<u32> = 512..=16 * 1024 * 1024;
+
+/// Each time around the kernel takes entries or hands over completions, thousands at a time.
+const GATHERINGS_MAX: usize = 1000;
 
 /// A cancelled operation completes at once, unless a worker of the kernel is in the middle of it.
 const QUIESCE_ENTERS_MAX: usize = 50;

@@ -96,6 +96,14 @@ impl Queue {
         }
     }
 
+    /// The kernel took the first `pieces`.
+    pub fn drop_first(&mut self, pieces: usize) {
+        for _ in 0..pieces {
+            self.bytes -= self.first.as_ref().map_or(0, |first| first.as_slice().len());
+            self.pop();
+        }
+    }
+
     /// Drops everything behind the first `pieces`.
     pub fn truncate(&mut self, pieces: usize) {
         if pieces == 0 {

@@ -31,6 +31,8 @@ pub(super) struct Sockets {
     /// Wait for a buffer to receive into, longest first.
     starved: VecDeque<Key>,
     vectors: Vectors,
+    /// Sends of the coming system call that are over when it returns.
+    inline: Vec<Key>,
     pub out_of_buffers: u64,
     pub copied: u64,
 }
@@ -62,6 +64,10 @@ pub(super) struct Socket {
     taken: bool,
     /// How long the peer has to end after us.
     linger_ms: u32,
+    /// The send in flight is over when the coming system call returns, and was announced as sent.
+    inline: bool,
+    /// The socket took no more at once: sends wait for it, and complete, until the queue is empty.
+    stalled: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +94,7 @@ impl Sockets {
             dirty: Vec::new(),
             starved: VecDeque::new(),
             vectors: Vectors::new(),
+            inline: Vec::new(),
             out_of_buffers: 0,
             copied: 0,
         }
@@ -102,6 +109,24 @@ impl Socket {
             Phase::Draining | Phase::Lingering => !self.ended,
             Phase::Closing => false,
         }
+    }
+
+    /// The send in flight is over. How many pieces it had.
+    fn end_send(&mut self, vectors: &mut Vectors) -> usize {
+        if self.vector != NO_VECTOR {
+            vectors.release(mem::replace(&mut self.vector, NO_VECTOR));
+        }
+        self.inline = false;
+        usize::from(mem::take(&mut self.sending))
+    }
+
+    /// Bytes of the send in flight.
+    fn announced(&self) -> usize {
+        self.queue.iter().take(usize::from(self.sending)).map(|piece| piece.as_slice().len()).sum()
+    }
+
+    fn has_unsubmitted(&self) -> bool {
+        self.queue.len() > usize::from(self.sending)
     }
 
     fn has_operations(&self) -> bool {
@@ -129,6 +154,8 @@ impl State {
             progressed: false,
             taken: false,
             linger_ms: 0,
+            inline: false,
+            stalled: false,
         });
         key.into()
     }
@@ -144,7 +171,10 @@ impl State {
     }
 
     pub fn unsent(&self, id: SocketId) -> usize {
-        self.sockets.table.get(id.into()).map_or(0, |socket| socket.queue.bytes())
+        self.sockets.table.get(id.into()).map_or(0, |socket| {
+            let sent = if socket.inline { socket.announced() } else { 0 };
+            socket.queue.bytes() - sent
+        })
     }
 
     pub fn start_receiving(&mut self, id: SocketId) {
@@ -220,10 +250,74 @@ impl State {
     /// Makes one send for each socket that has something queued and none in flight.
     pub fn submit_sends(&mut self) {
         let mut dirty = mem::take(&mut self.sockets.dirty);
-        for key in dirty.drain(..) {
+        dirty.retain(|&key| {
             self.submit_send(key);
-        }
+            // What was queued behind an inline send goes out after the next system call.
+            self.sockets.table.get(key).is_some_and(|socket| socket.inline && socket.has_unsubmitted())
+        });
+        dirty.append(&mut self.sockets.dirty);
         self.sockets.dirty = dirty;
+    }
+
+    /// Something is queued that no send in flight takes along.
+    pub fn has_unsubmitted(&self) -> bool {
+        !self.sockets.dirty.is_empty()
+    }
+
+    /// The system call is over, and what it had to say of inline sends was handled: those left have succeeded.
+    pub fn settle_inline(&mut self) {
+        let mut inline = mem::take(&mut self.sockets.inline);
+        for key in inline.drain(..) {
+            let Some(socket) = self.sockets.table.get_mut(key) else { continue };
+            if socket.inline {
+                self.in_flight -= 1;
+                self.on_inline_sent(key);
+            }
+        }
+        self.sockets.inline = inline;
+    }
+
+    fn on_inline_sent(&mut self, key: Key) {
+        let Some(socket) = self.sockets.table.get_mut(key) else { return };
+        let pieces = socket.end_send(&mut self.sockets.vectors);
+        socket.queue.drop_first(pieces);
+        let left = !socket.queue.is_empty();
+        match socket.phase {
+            Phase::Open | Phase::Draining if left => self.sockets.dirty.push(key),
+            Phase::Draining => self.begin_lingering(key),
+            Phase::Closing => {
+                socket.queue.truncate(0);
+                self.finish(key);
+            }
+            Phase::Open | Phase::Lingering => {}
+        }
+    }
+
+    /// A completion of an inline send: it did not take everything at once. Whoever was told that it did is told
+    /// better, before anything that happened after.
+    pub fn on_inline_failed(&mut self, key: Key, completion: &cqueue::Entry) {
+        let Some(socket) = self.sockets.table.get_mut(key) else { return };
+        socket.stalled = true;
+        let (id, owner, phase) = (SocketId::from(key), socket.owner, socket.phase);
+        let announced = socket.announced();
+        let taken = usize::try_from(completion.result()).unwrap_or(0);
+        self.on_sent(key, completion);
+        self.retract_sent(id);
+        let broken = self.sockets.table.get(key).is_none_or(|socket| socket.broken);
+        if phase == Phase::Open && !broken {
+            self.events.push_back(Event::Unsent { socket: id, owner, bytes: announced - taken });
+        }
+    }
+
+    /// Takes back the event that `on_sent` made: the bytes were announced before.
+    fn retract_sent(&mut self, id: SocketId) {
+        if matches!(self.events.back(), Some(Event::Sent { socket, .. }) if *socket == id) {
+            self.events.pop_back();
+        }
+    }
+
+    pub fn is_inline(&self, key: Key) -> bool {
+        self.sockets.table.get(key).is_some_and(|socket| socket.inline)
     }
 
     /// Lets as many starved sockets receive again as there are buffers.
@@ -280,10 +374,7 @@ impl State {
 
     pub fn on_sent(&mut self, key: Key, completion: &cqueue::Entry) {
         let Some(socket) = self.sockets.table.get_mut(key) else { return };
-        if socket.vector != NO_VECTOR {
-            self.sockets.vectors.release(mem::replace(&mut socket.vector, NO_VECTOR));
-        }
-        socket.sending = 0;
+        socket.end_send(&mut self.sockets.vectors);
         let (id, owner) = (SocketId::from(key), socket.owner);
         match (completion.result(), socket.phase) {
             (_, Phase::Closing) => {
@@ -296,6 +387,8 @@ impl State {
                 socket.progressed = true;
                 if unsent > 0 {
                     self.sockets.dirty.push(key);
+                } else {
+                    socket.stalled = false;
                 }
                 if phase == Phase::Open {
                     self.events.push_back(Event::Sent { socket: id, owner, bytes: bytes as usize, unsent });
@@ -345,28 +438,41 @@ impl State {
         unsafe { self.submit(entry, key.user_data(Kind::Receive)) };
     }
 
+    /// Small sends are tried at once, within the coming system call: it is over when that returns, and no completion
+    /// says so. That saves the completion, and above all the turn that it would cost: the same call can sleep.
     fn submit_send(&mut self, key: Key) {
         let Some(socket) = self.sockets.table.get_mut(key) else { return };
         if socket.sending > 0 || !matches!(socket.phase, Phase::Open | Phase::Draining) {
             return;
         }
+        let inline =
+            socket.phase == Phase::Open && !socket.stalled && socket.queue.bytes() <= INLINE_BYTES_MAX;
+        let flags = if inline { SEND_FLAGS | libc::MSG_DONTWAIT } else { SEND_FLAGS };
         let fd = types::Fd(socket.fd.as_raw_fd());
-        let entry = match (socket.queue.len(), socket.queue.iter().next()) {
+        let mut entry = match (socket.queue.len(), socket.queue.iter().next()) {
             (1, Some(piece)) => {
                 socket.sending = 1;
                 let bytes = piece.as_slice();
                 let length = u32::try_from(bytes.len()).unwrap_or(SEND_BYTES_MAX).min(SEND_BYTES_MAX);
-                opcode::Send::new(fd, bytes.as_ptr(), length).flags(SEND_FLAGS).build()
+                opcode::Send::new(fd, bytes.as_ptr(), length).flags(flags).build()
             }
             (_, Some(_)) => {
                 let (vector, header, pieces) = self.sockets.vectors.fill(&socket.queue);
                 socket.vector = vector;
                 socket.sending = pieces;
-                opcode::SendMsg::new(fd, header).flags(SEND_FLAGS as u32).build()
+                opcode::SendMsg::new(fd, header).flags(flags as u32).build()
             }
             (_, None) => return,
         };
-        // SAFETY: the pieces stay at the front of the queue, and the vector with the socket, until `on_sent`.
+        if inline {
+            socket.inline = true;
+            entry = entry.flags(squeue::Flags::SKIP_SUCCESS);
+            let (bytes, owner) = (socket.announced(), socket.owner);
+            let unsent = socket.queue.bytes() - bytes;
+            self.sockets.inline.push(key);
+            self.events.push_back(Event::Sent { socket: key.into(), owner, bytes, unsent });
+        }
+        // SAFETY: the pieces stay at the front of the queue, and the vector with the socket, until the send is over.
         unsafe { self.submit(entry, key.user_data(Kind::Send)) };
     }
 
@@ -496,6 +602,9 @@ const CALM_RECEIVES: u8 = 8;
 
 /// A dead peer is a result, not a signal; and the kernel itself goes on with what it could not send at once.
 const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+
+/// What a socket buffer nearly always takes at once; twice that is where reading from the other side stops.
+const INLINE_BYTES_MAX: usize = 32 * 1024;
 
 /// Below what the kernel takes in one send.
 const SEND_BYTES_MAX: u32 = 1 << 30;

@@ -99,8 +99,7 @@ impl Shard {
     fn hold_back(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get_mut(key) else { return };
         if client.pending.len() > UNSENT_BYTES_HIGH {
-            client.receiving = false;
-            self.effects.push(Effect::Receive { socket: client.socket, on: false });
+            self.pause_client(key);
         }
     }
 
@@ -242,8 +241,7 @@ impl Shard {
         }
         self.stats.queries += u64::from(passage.queries);
         if server.unsent() > UNSENT_BYTES_HIGH || server.owed.len() > OWED_REPLIES_MAX {
-            client.receiving = false;
-            self.effects.push(Effect::Receive { socket: client.socket, on: false });
+            self.pause_client(key);
         }
         if let Some(end) = passage.end {
             self.end_session(key, end);
@@ -413,6 +411,26 @@ impl Shard {
             && let State::Linked(server) = client.state
         {
             self.resume_server(server);
+        }
+    }
+
+    /// Not everything left after all: the server pauses.
+    pub(super) fn client_unsent(&mut self, key: ClientKey, bytes: usize) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.unsent += bytes as u32;
+        if client.unsent as usize > UNSENT_BYTES_HIGH
+            && let State::Linked(server) = client.state
+        {
+            self.pause_server(server);
+        }
+    }
+
+    /// The client is stopped: its server has enough to do.
+    pub(super) fn pause_client(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if client.receiving {
+            client.receiving = false;
+            self.effects.push(Effect::Receive { socket: client.socket, on: false });
         }
     }
 

@@ -181,6 +181,14 @@ impl Shard {
         }
     }
 
+    /// Bytes that were said to have left are still here after all.
+    pub fn unsent(&mut self, owner: Owner, bytes: usize) {
+        match Party::from_owner(owner) {
+            Party::Client(key) => self.client_unsent(key, bytes),
+            Party::Server(key) => self.server_unsent(key, bytes),
+        }
+    }
+
     /// The peer ended the connection, or it broke (`error` is the errno).
     pub fn ended(&mut self, owner: Owner, error: Option<i32>) {
         match Party::from_owner(owner) {

@@ -4,7 +4,9 @@ use super::{Alarm, ClientKey, Deadline, Effect, Piece, RouteKey, ServerKey, Shar
 use crate::config::{LogLevel, PoolMode};
 use crate::ids::{ConnectionId, SessionId, SocketId};
 use crate::ledger::Permit;
-use crate::limits::{DRAIN_MAX, DRAINED_BYTES_MAX, UNDERSTOOD_BYTES_MAX, UNSENT_BYTES_LOW};
+use crate::limits::{
+    DRAIN_MAX, DRAINED_BYTES_MAX, UNDERSTOOD_BYTES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW,
+};
 use crate::server::{Login, Owed};
 use crate::time::Instant;
 use crate::wire::backend::{self, Status, tag};
@@ -217,8 +219,7 @@ impl Shard {
         }
         let Some(server) = self.servers.get_mut(key) else { return false };
         if pause && server.receiving {
-            server.receiving = false;
-            self.effects.push(Effect::Receive { socket: server.socket(), on: false });
+            self.pause_server(key);
         }
         true
     }
@@ -316,6 +317,26 @@ impl Shard {
             }
             State::Speaking | State::Draining(_) | State::Cleaning(_) => self.advance_cleaning(key),
             _ => {}
+        }
+    }
+
+    /// Not everything left after all: the client pauses.
+    pub(super) fn server_unsent(&mut self, key: ServerKey, bytes: usize) {
+        let Some(server) = self.servers.get_mut(key) else { return };
+        server.unsent += bytes;
+        if server.unsent > UNSENT_BYTES_HIGH
+            && let State::Linked(client) = server.state
+        {
+            self.pause_client(client);
+        }
+    }
+
+    /// The server's client has enough to read.
+    pub(super) fn pause_server(&mut self, key: ServerKey) {
+        let Some(server) = self.servers.get_mut(key) else { return };
+        if server.receiving {
+            server.receiving = false;
+            self.effects.push(Effect::Receive { socket: server.socket(), on: false });
         }
     }
 

@@ -135,7 +135,7 @@ fn s06_copy_matrix() {
         let pooler = Plan::new(cluster)
             .mode(mode)
             .shards(shards)
-            .max_connections(1)
+            .max_connections(shards)
             .set("query_wait_timeout", 5)
             .start();
         let mut owner = pooler.client(&user);
@@ -166,7 +166,7 @@ fn s06_copy_matrix() {
                 next.terminate();
             }
         }
-        cluster.assert_quiet(&user, if Target::is_direct() { 20 } else { 1 });
+        cluster.assert_quiet(&user, if Target::is_direct() { 20 } else { shards });
         cluster.assert_log_clean(mark, &user, &[]);
         pooler.finish();
     }

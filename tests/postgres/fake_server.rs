@@ -75,13 +75,6 @@ pub struct FakeConnection {
     pub startup: Vec<u8>,
 }
 
-/// The fake keeps a descriptor of each connection, so that dropping one is not enough to end it.
-impl Drop for FakeConnection {
-    fn drop(&mut self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
-    }
-}
-
 impl FakeConnection {
     /// Reads the startup message, refusing encryption on the way. False if the other side leaves.
     pub fn read_startup(&mut self) -> bool {
@@ -169,6 +162,13 @@ impl FakeConnection {
         let mut bytes = vec![0; count];
         self.stream.read_exact(&mut bytes).ok()?;
         Some(bytes)
+    }
+}
+
+impl Drop for FakeConnection {
+    /// There is another descriptor of the socket: dropping this one would not close it.
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -126,9 +126,7 @@ impl Plan {
     }
 
     /// Starts the target and waits until it accepts.
-    pub fn start(mut self) -> Pooler {
-        // Limits are divided over the shards, and each needs one.
-        self.max_connections = self.max_connections.max(self.shards);
+    pub fn start(self) -> Pooler {
         let quiet = Quiet::Shared(QUIET.read().unwrap_or_else(PoisonError::into_inner));
         self.start_with(quiet)
     }
@@ -211,7 +209,8 @@ impl Plan {
         let mut command = program();
         command.args(["run", "-c"]).arg(&file).current_dir(&folder);
         let log = folder.join("log");
-        self.wait_for(Process::spawn(&mut command, &log), port, folder.join(format!(".s.PGSQL.{port}")))
+        // In a folder of its own the name is free, whatever the TCP port.
+        self.wait_for(Process::spawn(&mut command, &log), port, folder.join(".s.PGSQL.6432"))
     }
 
     fn start_pgbouncer(self) -> Pooler {
@@ -259,7 +258,7 @@ impl Plan {
         });
         let mut seen = usize::MAX;
         eventually("the probe's descriptor is closed", Duration::from_secs(5), || {
-            let now = process.descriptors(self.port);
+            let now = process.descriptors(self.port).len();
             std::mem::replace(&mut seen, now) <= now
         });
         Pooler {
@@ -342,9 +341,15 @@ impl Pooler {
         if !Target::is_pgpinion() {
             return;
         }
-        eventually("descriptors are back where they were", Duration::from_secs(10), || {
-            process.descriptors(self.upstream_port) <= self.baseline + 2
-        });
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let open = process.descriptors(self.upstream_port);
+            if open.len() <= self.baseline + 2 {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{} descriptors at the start, now {open:#?}", self.baseline);
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// The same when it has ended by order.

@@ -167,12 +167,19 @@ impl Process {
         sleeps
     }
 
-    /// Open descriptors, without the sockets that are connected to TCP port `except`.
-    pub fn descriptors(&self, except: u16) -> usize {
-        let excepted = sockets_to(except);
+    /// Open descriptors, without the sockets that are connected to TCP port `except`: what each is.
+    pub fn descriptors(&self, except: u16) -> Vec<String> {
+        let sockets = tcp_sockets();
         let entries = fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("a live process");
         let targets = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
-        targets.filter(|target| !excepted.contains(&target.to_string_lossy().into_owned())).count()
+        let targets = targets.map(|target| target.to_string_lossy().into_owned());
+        targets
+            .filter_map(|target| match sockets.iter().find(|socket| socket.name == target) {
+                Some(socket) if socket.peer_port == except => None,
+                Some(socket) => Some(format!("TCP to port {} in state {}", socket.peer_port, socket.state)),
+                None => Some(target),
+            })
+            .collect()
     }
 
     fn proc(&self, name: &str) -> String {
@@ -187,12 +194,28 @@ impl Drop for Process {
     }
 }
 
-/// `socket:[inode]` of every TCP socket of this host whose peer has this port.
-fn sockets_to(port: u16) -> Vec<String> {
+struct TcpSocket {
+    /// `socket:[inode]`, as links in `/proc` show it.
+    name: String,
+    peer_port: u16,
+    /// The kernel's number: 01 is established, 08 closed by the peer only, 0A listening.
+    state: String,
+}
+
+fn tcp_sockets() -> Vec<TcpSocket> {
     let table = fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
-    let peer = format!(":{port:04X}");
     let fields = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    fields.filter(|f| f[2].ends_with(&peer)).map(|f| format!("socket:[{}]", f[9])).collect()
+    fields
+        .map(|fields| TcpSocket {
+            name: format!("socket:[{}]", fields[9]),
+            peer_port: fields[2]
+                .rsplit(':')
+                .next()
+                .and_then(|port| u16::from_str_radix(port, 16).ok())
+                .unwrap_or(0),
+            state: fields[3].to_owned(),
+        })
+        .collect()
 }
 
 /// The processors this process may run on.

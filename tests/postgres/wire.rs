@@ -282,8 +282,6 @@ pub struct Client {
     strict: bool,
     tokens: Tokens,
     last_error: Option<PgError>,
-    /// The backend's process id, as the login told it.
-    pub pid: i32,
     /// All ParameterStatus so far, in order.
     pub parameters: Vec<(String, String)>,
 }
@@ -311,7 +309,6 @@ impl Client {
             strict: true,
             tokens: Tokens::new(),
             last_error: None,
-            pid: 0,
             parameters: Vec::new(),
         }
     }
@@ -524,7 +521,6 @@ impl Client {
         }
         match message.tag {
             b'E' => self.last_error = Some(message.error()),
-            b'K' if message.body.len() >= 4 => self.pid = Fields(&message.body).u32() as i32,
             b'S' => {
                 let mut parts = message.body.split(|&byte| byte == 0);
                 let mut part = || text(parts.next().unwrap_or_default());

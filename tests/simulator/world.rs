@@ -375,6 +375,16 @@ impl World {
         let slot = ready[self.chance.below(ready.len())];
         let length = if self.chance.one_in(4) { 1 + self.chance.below(8) } else { usize::MAX };
         let socket = self.sockets.get_mut(&slot).unwrap();
+        if socket.closing.is_none() && self.chance.one_in(8) {
+            // Announced as sent, and taken back: the socket took nothing at once.
+            let (owner, bytes) = (socket.owner, socket.unsent.len());
+            self.shard.set_time(self.now);
+            self.shard.sent(owner, bytes);
+            self.apply(&[]);
+            self.shard.unsent(owner, bytes);
+            self.apply(&[]);
+            return true;
+        }
         let bytes: Vec<u8> = socket.unsent.drain(..length.min(socket.unsent.len())).collect();
         let (owner, closing) = (socket.owner, socket.closing.is_some());
         match &mut socket.peer {
