@@ -39,6 +39,9 @@ pool_mode = "transaction"
 max_client_conn = {clients_max}
 auth_type = "trust"
 cores = "{directory}/cores.toml"
+log_connections = false
+log_disconnections = false
+stats_period = 0
 
 [endpoints.main]
 host = "127.0.0.1"

@@ -272,7 +272,8 @@ impl Ring {
         self.state().close_listener(listener);
     }
 
-    /// Takes a connected socket in. It receives nothing until [`start_receiving`](Self::start_receiving).
+    /// Takes a connected socket in, which must not be non-blocking: the ring waits by itself. It receives nothing until
+    /// [`start_receiving`](Self::start_receiving).
     pub fn adopt(&self, fd: OwnedFd, owner: Owner) -> SocketId {
         self.state().adopt(fd, owner)
     }

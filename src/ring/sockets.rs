@@ -137,7 +137,6 @@ impl Socket {
 /// What the engine asks for.
 impl State {
     pub fn adopt(&mut self, fd: OwnedFd, owner: Owner) -> SocketId {
-        clear_nonblocking(&fd);
         let key = self.sockets.table.insert(Socket {
             owner,
             queue: Queue::default(),
@@ -530,9 +529,9 @@ impl State {
         let sending = socket.sending;
         socket.queue.truncate(usize::from(sending));
         if socket.has_operations() {
-            // Whatever the operations are at, this ends them; the cancellations only end them sooner.
-            shut_down(&socket.fd, libc::SHUT_RDWR);
             if sending > 0 {
+                // Whatever the send is at, this ends it; the cancellation only ends it sooner.
+                shut_down(&socket.fd, libc::SHUT_RDWR);
                 self.cancel(key.user_data(Kind::Send));
             }
             self.cancel_receive(key);
@@ -573,17 +572,6 @@ impl From<Key> for SocketId {
 impl From<SocketId> for Key {
     fn from(id: SocketId) -> Self {
         Self { slot: id.slot, generation: id.generation }
-    }
-}
-
-/// The ring waits by itself, and on a non-blocking descriptor it would not.
-fn clear_nonblocking(fd: &OwnedFd) {
-    // SAFETY: plain system calls without pointers, on a descriptor that is open.
-    unsafe {
-        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
-        if flags >= 0 && flags & libc::O_NONBLOCK != 0 {
-            libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK);
-        }
     }
 }
 

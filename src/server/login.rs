@@ -72,23 +72,17 @@ pub enum LoginStep {
     Done,
 }
 
-/// A step of a SCRAM exchange that takes milliseconds.
+/// The step of a SCRAM exchange that takes milliseconds: the key derivation.
 pub struct ScramWork {
     exchange: Box<sasl::ScramSha256>,
     message: Bytes,
-    last: bool,
 }
 
 impl ScramWork {
     /// Does it. Runs on any thread.
     pub fn run(mut self) -> ScramResult {
-        let outcome =
-            if self.last { self.exchange.finish(&self.message) } else { self.exchange.update(&self.message) };
-        ScramResult {
-            exchange: self.exchange,
-            last: self.last,
-            outcome: outcome.map_err(|error| error.to_string()),
-        }
+        let outcome = self.exchange.update(&self.message).map_err(|error| error.to_string());
+        ScramResult { exchange: self.exchange, outcome }
     }
 }
 
@@ -101,7 +95,6 @@ impl fmt::Debug for ScramWork {
 /// What came out of a [`ScramWork`].
 pub struct ScramResult {
     exchange: Box<sasl::ScramSha256>,
-    last: bool,
     outcome: Result<(), String>,
 }
 
@@ -116,7 +109,7 @@ enum State {
     AwaitAuthentication,
     /// SASLInitialResponse is sent.
     AwaitScramChallenge(Box<sasl::ScramSha256>),
-    /// A step is being computed elsewhere.
+    /// The key is being derived elsewhere. The server waits for us, and has nothing to say.
     Computing,
     /// SASLResponse is sent.
     AwaitScramFinal(Box<sasl::ScramSha256>),
@@ -211,11 +204,13 @@ impl Login {
             (11, State::AwaitScramChallenge(exchange)) => {
                 check_iterations(data)?;
                 let message = body.slice(4..);
-                (State::Computing, LoginStep::Compute(ScramWork { exchange, message, last: false }))
+                (State::Computing, LoginStep::Compute(ScramWork { exchange, message }))
             }
-            (12, State::AwaitScramFinal(exchange)) => {
-                let message = body.slice(4..);
-                (State::Computing, LoginStep::Compute(ScramWork { exchange, message, last: true }))
+            (12, State::AwaitScramFinal(mut exchange)) => {
+                // Two hashes: the long derivation was done before.
+                let outcome = exchange.finish(&body[4..]);
+                outcome.map_err(|error| LoginError::Nonsense(format!("SCRAM: {error}")))?;
+                (State::AwaitScramOk, LoginStep::Continue)
             }
             (7..=9, _) => return Err(LoginError::Unsupported("GSSAPI or SSPI authentication".into())),
             (code, _) => {
@@ -242,12 +237,8 @@ impl Login {
     /// # Errors
     /// The server's message was wrong: it does not know the password either, or broke the protocol.
     pub fn scram_done(&mut self, result: ScramResult) -> Result<LoginStep, LoginError> {
-        let ScramResult { exchange, last, outcome } = result;
+        let ScramResult { exchange, outcome } = result;
         outcome.map_err(|error| LoginError::Nonsense(format!("SCRAM: {error}")))?;
-        if last {
-            self.state = State::AwaitScramOk;
-            return Ok(LoginStep::Continue);
-        }
         let answer = frontend::sasl_response(exchange.message());
         self.state = State::AwaitScramFinal(exchange);
         Ok(LoginStep::Send(answer))

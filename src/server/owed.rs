@@ -254,10 +254,15 @@ impl Owed {
         matches!(self.copy, Copy::In | Copy::Both)
     }
 
-    /// A ReadyForQuery will come by itself, without anything further being sent: the server can be listened to
-    /// until it is at rest.
-    pub fn settles_by_itself(&self) -> bool {
-        !self.skipping && !self.batch_open && !self.copies_in() && !self.in_doubt()
+    /// The server skips what it gets until a Sync.
+    pub fn awaits_sync(&self) -> bool {
+        self.skipping
+    }
+
+    /// Messages of the extended protocol were sent after the last Sync: an implicit transaction may be open, which the
+    /// next Sync commits.
+    pub fn is_batch_open(&self) -> bool {
+        self.batch_open
     }
 }
 

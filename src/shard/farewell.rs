@@ -44,8 +44,9 @@ impl Shard {
         self.advance_cleaning(key);
     }
 
-    /// An idle server that has begun to say something is not given to anybody until it has said it.
-    fn set_aside(&mut self, key: ServerKey) {
+    /// An idle server that has begun to say something, or has not been told everything, is not given to anybody until
+    /// that is over.
+    pub(super) fn set_aside(&mut self, key: ServerKey) {
         let Some(server) = self.servers.get_mut(key) else { return };
         match server.state {
             State::Idle if !server.is_at_rest() => {
@@ -150,11 +151,14 @@ impl Shard {
             self.close_server(key, "its client left in the middle of a message");
         } else if server.owed.copies_in() {
             self.close_server(key, "its client left in the middle of a COPY");
-        } else if !server.owed.settles_by_itself() && !server.owed.in_doubt() {
-            // A Sync ends the batch that the client left open.
+        } else if server.owed.awaits_sync() {
+            // It skips everything up to a Sync, which can do nothing but end that.
             server.owed.sent(frontend::tag::SYNC);
             self.send_to_server(key, Bytes::from_static(b"S\0\0\0\x04"));
             self.hear_out(key);
+        } else if server.owed.is_batch_open() {
+            // A Sync would commit what the client did not.
+            self.close_server(key, "its client left in the middle of a batch");
         } else if server.owed.in_doubt() {
             self.close_server(key, "nobody knows whether it has more to say");
         } else {

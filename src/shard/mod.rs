@@ -311,6 +311,17 @@ impl Shard {
     }
 }
 
+/// A shard that ends at once closes everything with it: its permits end there too.
+impl Drop for Shard {
+    fn drop(&mut self) {
+        for key in self.servers.keys() {
+            if let Some(server) = self.servers.remove(key) {
+                self.endpoints[server.endpoint].ledger.give_back(server.permit);
+            }
+        }
+    }
+}
+
 impl EndpointState {
     fn new(ledger: Ledger) -> Self {
         Self {

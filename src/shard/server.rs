@@ -188,9 +188,11 @@ impl Shard {
     #[inline]
     fn answer_received(&mut self, key: ServerKey, client: ClientKey, bytes: &[u8]) {
         let mut at = 0;
+        let route = self.servers.get(key).and_then(|server| self.routes.get(server.route));
+        let statement_mode = route.is_some_and(|route| route.mode == PoolMode::Statement);
         while at < bytes.len() {
             let Some(server) = self.servers.get_mut(key) else { return };
-            let answer = read_answer(server, bytes, &mut at);
+            let answer = read_answer(server, bytes, &mut at, statement_mode);
             let settled = server.owed.is_settled();
             self.stats.transactions += u64::from(answer.ready && server.status == Status::Idle);
             if !self.pass_answer(key, client, answer) {
@@ -324,10 +326,10 @@ impl Shard {
     pub(super) fn server_unsent(&mut self, key: ServerKey, bytes: usize) {
         let Some(server) = self.servers.get_mut(key) else { return };
         server.unsent += bytes;
-        if server.unsent > UNSENT_BYTES_HIGH
-            && let State::Linked(client) = server.state
-        {
-            self.pause_client(client);
+        match server.state {
+            State::Linked(client) if server.unsent > UNSENT_BYTES_HIGH => self.pause_client(client),
+            State::Idle => self.set_aside(key),
+            _ => {}
         }
     }
 
@@ -354,7 +356,7 @@ impl Shard {
 /// Goes through the bytes of a linked server from `at` on, up to the end of the answer: what may go to its client, and
 /// what it means for the account.
 #[inline]
-fn read_answer(server: &mut Server, bytes: &[u8], at: &mut usize) -> Answer {
+fn read_answer(server: &mut Server, bytes: &[u8], at: &mut usize, statement_mode: bool) -> Answer {
     let mut answer =
         Answer { kept: Kept::default(), range: *at..*at, broken: None, goodbye: None, ready: false };
     let kept = server.framer.kept();
@@ -382,6 +384,11 @@ fn read_answer(server: &mut Server, bytes: &[u8], at: &mut usize) -> Answer {
                     }
                 }
                 answer.ready = true;
+                if statement_mode && server.status != Status::Idle && segment.begins {
+                    // The client is told something else instead.
+                    answer.range.end = segment.range.start;
+                    answer.kept = if segment.carried > 0 { Kept::default() } else { answer.kept };
+                }
                 if server.owed.is_settled() {
                     return answer;
                 }
