@@ -1,5 +1,6 @@
 //! What the pure rooms cost: framing per message and per megabyte, and a whole query through a shard (linked, passed on,
 //! answered, released) without ring and kernel.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pgpinion::config::Config;

@@ -1,5 +1,6 @@
 //! Who may import whom. The edges that are missing are the architecture: a room that is not in a line's list cannot be
 //! seen from that line's room. Also kept here: what may appear where, and how large a room may grow.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

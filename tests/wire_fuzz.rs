@@ -1,5 +1,6 @@
 //! What a peer may send must never panic us, whatever it is: the seed corpus of the fuzz targets and random mutations
 //! of it, for a short fixed time, on stable. `tests/fuzz/` runs the same functions under cargo-fuzz for hours.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)]
 
 use pgpinion::fuzzing;
 use std::path::Path;
