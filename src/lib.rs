@@ -1,4 +1,48 @@
 //! pgpinion: a thread-per-core io_uring connection pooler for PostgreSQL.
+//!
+//! # The map
+//!
+//! Imports go downwards only; `tests/architecture.rs` holds the table.
+//!
+//! ```text
+//! arguments                     the command line, as values
+//! ids time limits slab log_line words
+//! wire                          bytes <-> messages: framing, startup, errors
+//! config                        what the operator asked for, valid by construction
+//! server session pool ledger    machines: what a server owes, what a client's bytes mean, who waits, permits
+//! shard                         the whole state of one core: events in, effects out
+//! -- from here on there is a kernel --
+//! ring                          io_uring: sockets, buffers, deadlines, doorbell, tasks. Knows no message
+//! control                       threads beside the shards: log, signals, names, key derivation
+//! engine                        a pinned core: ring and shard meet
+//! ```
+//!
+//! # The way of a query
+//!
+//! `engine` gets `Received` from the `ring` and calls `Shard::received`. The client is idle: `session` says
+//! that its bytes need a server, the `pool` gives the one used last, and `session` passes the bytes while
+//! `server::Owed` enters each message. The effect is a send of the very buffer the bytes came in. The answer
+//! comes as `Received` of the server: framed, held against the account, sent on to the client from the
+//! buffer it came in. With the ReadyForQuery that settles the account the server goes back to the pool, or
+//! to who waits, in the same step.
+//!
+//! # What always holds
+//!
+//! - A server is given to a client only when it owes nothing, nothing of it is unread, and no transaction is
+//!   open.
+//! - Server connections open or being opened never exceed `max_connections`: a permit comes back when
+//!   PostgreSQL has closed its side.
+//! - Bytes once sent to a server are never sent again, and nothing is committed that its client did not
+//!   commit.
+//! - A buffer belongs to the kernel or to the operation that reads it; a slot that is reused gets another
+//!   generation.
+//!
+//! # Words
+//!
+//! client, server: the two kinds of connection we hold. shard: a pinned core and all it owns. endpoint: one
+//! PostgreSQL server. route: (endpoint, database, user), what a pool is keyed by. permit: the right to hold
+//! one server connection. link, release: give a server to a client, take it back. session id, connection id:
+//! of a client's session and of a server connection's life, in every line that concerns them.
 
 pub mod arguments;
 pub mod config;

@@ -1142,44 +1142,4 @@ fn ten_thousand_idle_sockets_are_small() {
     });
 }
 
-/// Prints what a message costs; run with `--release -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn measure_round_trips() {
-    let _alone = ALONE.lock();
-    for connections in [1u64, 16, 64] {
-        let ring = ring(&RingSettings::default());
-        let (mut asking, mut rounds) = (Vec::new(), 0u64);
-        for number in 0..connections {
-            let (one, other) = UnixStream::pair().unwrap();
-            let one = ring.adopt(one.into(), Owner(0));
-            let other = ring.adopt(other.into(), Owner(1 + number));
-            ring.start_receiving(one);
-            ring.start_receiving(other);
-            asking.push(one);
-        }
-        for socket in asking {
-            ring.send(socket, Outgoing::Own(Bytes::from_static(&[7; 100])));
-        }
-        let enters = ring.stats().enters;
-        let start = clock::now();
-        while clock::now().since(start) < Duration::from_secs(2) {
-            ring.turn(Instant::NEVER, &mut |event| {
-                if let Event::Received { socket, owner, buffer } = event {
-                    rounds += u64::from(owner == Owner(0));
-                    ring.send(socket, Outgoing::Buffer(buffer));
-                }
-            })
-            .unwrap();
-        }
-        let nanos = clock::now().since(start).as_nanos() as u64;
-        let enters = (ring.stats().enters - enters) as f64 / rounds as f64;
-        println!(
-            "{connections} pairs: {} round trips/s, {} ns per message, {enters:.2} system calls per round trip",
-            rounds * 1_000_000_000 / nanos,
-            nanos / (rounds * 2)
-        );
-    }
-}
-
 const LINGER: Duration = Duration::from_secs(1);

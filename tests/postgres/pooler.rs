@@ -256,10 +256,16 @@ impl Plan {
             assert!(process.is_alive(), "the pooler ended at its start:\n{}", process.log());
             address.dial().is_ok()
         });
+        if Target::is_pgpinion() {
+            // It listens before all its threads have their rings.
+            eventually("the pooler says that it is ready", Duration::from_secs(15), || {
+                process.log().contains("is ready")
+            });
+        }
         let mut seen = usize::MAX;
         eventually("the probe's descriptor is closed", Duration::from_secs(5), || {
             let now = process.descriptors(self.port).len();
-            std::mem::replace(&mut seen, now) <= now
+            std::mem::replace(&mut seen, now) == now
         });
         Pooler {
             process: Some(Mutex::new(process)),
