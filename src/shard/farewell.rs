@@ -148,7 +148,7 @@ impl Shard {
         }
         let can_speak = !server.said_goodbye && !server.framer.is_within_body();
         if within_body {
-            self.close_server(key, "its client left in the middle of a message");
+            self.cut_off(key, "its client left in the middle of a message");
         } else if server.owed.copies_in() {
             self.close_server(key, "its client left in the middle of a COPY");
         } else if server.owed.awaits_sync() {
@@ -182,13 +182,17 @@ impl Shard {
         if matches!(server.state, State::Closing) {
             return;
         }
-        let busy = !server.owed.is_settled();
-        let cancel = if busy { server.key.clone() } else { None };
-        if let Some(key) = cancel {
-            self.effects.push(Effect::Cancel { socket: server.socket(), key });
-        }
-        if !busy && server.unsent == 0 {
+        if server.owed.is_settled() && server.unsent == 0 {
             self.send_to_server(key, frontend::terminate());
+        }
+        self.cut_off(key, reason);
+    }
+
+    /// Closes a server without a word, which it would take for the rest of a message or not hear before it is done.
+    fn cut_off(&mut self, key: ServerKey, reason: &str) {
+        let Some(server) = self.servers.get(key) else { return };
+        if let (false, Some(key)) = (server.owed.is_settled(), server.key.clone()) {
+            self.effects.push(Effect::Cancel { socket: server.socket(), key });
         }
         self.log_close(key, reason);
         let linger = self.config.timeouts.server_close;
