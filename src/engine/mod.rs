@@ -296,6 +296,7 @@ pub(crate) fn tcp_options(config: &Config) -> TcpOptions {
         nodelay: true,
         keepalive: tcp.keepalive.then_some(keepalive),
         user_timeout: tcp.user_timeout,
+        socket_buffer: tcp.socket_buffer,
     }
 }
 

@@ -37,6 +37,8 @@ pub struct TcpOptions {
     pub keepalive: Option<Keepalive>,
     /// Give up on sent bytes that are not acknowledged for so long (`TCP_USER_TIMEOUT`).
     pub user_timeout: Option<Duration>,
+    /// Bytes the kernel keeps for each direction; `None` lets it choose.
+    pub socket_buffer: Option<usize>,
 }
 
 /// How silent peers are probed; `None` leaves the system's value.
@@ -117,6 +119,10 @@ pub fn set_tcp_options(fd: BorrowedFd<'_>, options: &TcpOptions) -> io::Result<(
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, c_int::from(options.nodelay))?;
     if let Some(timeout) = options.user_timeout {
         set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, saturate(timeout.as_millis()))?;
+    }
+    if let Some(bytes) = options.socket_buffer {
+        set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, saturate(bytes as u128))?;
+        set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, saturate(bytes as u128))?;
     }
     let Some(keepalive) = &options.keepalive else { return Ok(()) };
     set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
@@ -365,6 +371,7 @@ mod tests {
             nodelay: true,
             keepalive: Some(keepalive),
             user_timeout: Some(Duration::from_millis(1500)),
+            socket_buffer: Some(16 * 1024),
         };
         set_tcp_options(listener.as_fd(), &options).unwrap();
         let get = |level, name| {
@@ -382,5 +389,8 @@ mod tests {
         assert_eq!(get(libc::IPPROTO_TCP, libc::TCP_KEEPCNT), 3);
         assert_eq!(get(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT), 1500);
         assert_eq!(get(libc::SOL_SOCKET, libc::SO_REUSEPORT), 1);
+        // The kernel doubles what it is asked for, for its own needs.
+        assert_eq!(get(libc::SOL_SOCKET, libc::SO_SNDBUF), 32 * 1024);
+        assert_eq!(get(libc::SOL_SOCKET, libc::SO_RCVBUF), 32 * 1024);
     }
 }
