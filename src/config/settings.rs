@@ -402,7 +402,7 @@ pub(super) const CORE: &[OfCore] = &[
     .within(1, CQ_ENTRIES_MAX),
     OfCore::new(
         "recv_buffers",
-        "512",
+        "256",
         "buffers",
         |c| &mut c.shard.recv_buffers,
         "buffers that data is received into",
@@ -410,7 +410,7 @@ pub(super) const CORE: &[OfCore] = &[
     .within(1, RECV_BUFFERS_MAX),
     OfCore::new(
         "recv_buffer_bytes",
-        "16384",
+        "32768",
         "bytes",
         |c| &mut c.shard.recv_buffer_bytes,
         "size of each of them",

@@ -79,8 +79,8 @@ fn nothing_said_means_the_defaults() {
         cpu: 3,
         sq_entries: 1024,
         cq_entries: 8192,
-        recv_buffers: 512,
-        recv_buffer_bytes: 16384,
+        recv_buffers: 256,
+        recv_buffer_bytes: 32768,
         busy_poll_us: 0,
     };
     assert_eq!(config.cores.shards[3], shard);
