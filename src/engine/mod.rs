@@ -6,6 +6,7 @@
 //! server, cancelling a query, waiting for a computation.
 
 mod dial;
+pub mod panics;
 mod process;
 
 pub use process::{RunError, run};
@@ -23,7 +24,6 @@ use crossbeam_channel::Receiver;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -101,6 +101,7 @@ impl Engine {
     /// # Errors
     /// The ring failed: nothing can go on.
     pub(crate) async fn drive(self: &Rc<Self>) -> io::Result<()> {
+        let _ends = panics::EndsTheProcess;
         while !self.stopping.get() {
             let slept = Cell::new(true);
             let deadline = || {
@@ -127,11 +128,16 @@ impl Engine {
     /// Acts on deadlines that have come.
     fn tick(self: &Rc<Self>) {
         let now = clock::now();
-        if self.shard.borrow().next_deadline() <= now {
-            self.with_shard(None, |shard| {
-                shard.set_time(now);
-                shard.tick();
-            });
+        if self.shard.borrow().next_deadline() > now {
+            return;
+        }
+        self.shard.borrow_mut().set_time(now);
+        loop {
+            let Some(due) = self.shard.borrow_mut().due() else { return };
+            match due.owner() {
+                Some(owner) => self.guarded(owner, None, |shard| shard.ring(due)),
+                None => self.with_shard(None, |shard| shard.ring(due)),
+            }
         }
     }
 
@@ -160,15 +166,11 @@ impl Engine {
         }
     }
 
-    /// Lets the shard handle an event of `owner`. A panic condemns that connection and whom it is linked to; a second
-    /// one while doing so means that the shard's state is beyond trust, and ends the process.
+    /// Lets the shard handle an event of `owner`, whom a panic condemns.
     fn guarded(self: &Rc<Self>, owner: Owner, buffer: Option<&Received>, handle: impl FnOnce(&mut Shard)) {
-        let mut shard = self.shard.borrow_mut();
-        if catch_unwind(AssertUnwindSafe(|| handle(&mut shard))).is_err() {
+        if !panics::guarded(&mut self.shard.borrow_mut(), owner, handle) {
             self.panics.set(self.panics.get() + 1);
-            shard.condemn(owner);
         }
-        drop(shard);
         self.apply(buffer);
     }
 

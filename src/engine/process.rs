@@ -13,7 +13,7 @@ use crate::log_line::Line;
 use crate::ring::{self, Doorbell, Ring, RingSettings, Tasks};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -78,7 +78,7 @@ fn serve(
 ) -> Result<(), RunError> {
     let failed = |error: io::Error| RunError(format!("cannot start a helper thread: {error}"));
     check_descriptors(&config, logger);
-    report_panics(logger.clone());
+    super::panics::report(logger.clone());
     let (ended, endings) = unbounded();
     let common = Common {
         resolver: Resolver::start(config.dns, housekeeping).map_err(failed)?,
@@ -316,24 +316,6 @@ fn check_descriptors(config: &Config, logger: &Logger) {
         Err(error) => logger.line(Line::warn(format!("cannot raise the limit on descriptors: {error}"))),
     }
 }
-
-/// Panics go to the log with their place. One in a room whose invariants all connections rest on ends the process: its
-/// account of who holds what cannot be trusted any more, and the service manager starts a new one.
-fn report_panics(logger: Logger) {
-    std::panic::set_hook(Box::new(move |panic| {
-        let backtrace = std::backtrace::Backtrace::force_capture();
-        logger.line(Line::error(format!("panic: {panic}\n{backtrace}")));
-        let place = panic.location().map(|location| location.file()).unwrap_or_default();
-        if ACCOUNTS.iter().any(|room| place.contains(room)) {
-            // The log's thread may not get to it any more.
-            let _ = writeln!(io::stderr(), "pgpinion: an account of connections is wrong, ending: {panic}");
-            std::process::abort();
-        }
-    }));
-}
-
-/// Rooms whose assertions guard what all connections share.
-const ACCOUNTS: [&str; 4] = ["src/ledger", "src/pool", "src/ring", "src/slab"];
 
 /// How long the last lines of the log may take to be written.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);

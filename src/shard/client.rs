@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 
 /// A client: what a shard remembers of it while it is idle, and little more while it is not.
 pub struct Client {
-    socket: SocketId,
+    pub(super) socket: SocketId,
     session_id: SessionId,
     pub(super) state: State,
     pub(super) route: Option<RouteKey>,
@@ -508,19 +508,6 @@ impl Shard {
             Some(errno) => format!("client connection failed: {}", std::io::Error::from_raw_os_error(errno)),
         };
         self.leave(key, None, &reason);
-    }
-
-    pub(super) fn condemn_client(&mut self, key: ClientKey) {
-        let Some(client) = self.clients.get(key) else { return };
-        let (socket, state) = (client.socket, client.state);
-        if let State::Linked(server) = state {
-            self.condemn_server_alone(server);
-            if let Some(client) = self.clients.get_mut(key) {
-                client.state = State::Idle;
-            }
-        }
-        self.leave(key, None, "internal error");
-        self.effects.push(Effect::Close { socket, linger: None });
     }
 
     // ---- deadlines and draining ----

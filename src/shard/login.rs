@@ -15,7 +15,11 @@ impl Shard {
         let Some(server) = self.servers.get_mut(key) else { return };
         assert!(matches!(server.state, State::Dialing), "a dial ends once");
         match outcome {
-            Ok(socket) => self.begin_login(key, socket),
+            Ok(socket) => {
+                // First of all: a socket that nobody knows is never closed.
+                server.socket = Some(socket);
+                self.begin_login(key, socket);
+            }
             Err(error) => {
                 let (endpoint, route, id) = (server.endpoint, server.route, server.id);
                 self.log(LogLevel::Warn, None, Some(id), || format!("no server connection: {error}"));
@@ -30,7 +34,6 @@ impl Shard {
         let Some(route) = self.routes.get(server.route) else { return };
         let hello =
             startup::startup_message(&[("user", &route.credentials.user), ("database", &route.dbname)]);
-        server.socket = Some(socket);
         server.receiving = true;
         server.state = State::Login(Box::new(Login::new(route.credentials.clone())));
         let at = server.opened + self.config.timeouts.server_connect;

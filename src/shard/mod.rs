@@ -13,6 +13,7 @@
 //! last byte of its last answer is handed to the ring: before its client can read it.
 
 mod client;
+mod condemn;
 mod deadlines;
 mod effect;
 mod farewell;
@@ -97,6 +98,23 @@ enum Alarm {
     Client(ClientKey),
     Server(ServerKey),
     Endpoint(usize),
+}
+
+/// An alarm that rings: see [`Shard::due`].
+pub struct Due {
+    alarm: Alarm,
+    rang: Instant,
+}
+
+impl Due {
+    /// Whom it concerns, if it is a client or a server.
+    pub fn owner(&self) -> Option<Owner> {
+        match self.alarm {
+            Alarm::Client(key) => Some(Party::Client(key).to_owner()),
+            Alarm::Server(key) => Some(Party::Server(key).to_owner()),
+            Alarm::Endpoint(_) => None,
+        }
+    }
 }
 
 /// Counts since the start.
@@ -205,15 +223,6 @@ impl Shard {
         }
     }
 
-    /// A panic happened while an event of this party was handled: it cannot be trusted, and neither can whom it is
-    /// linked to. Both are closed.
-    pub fn condemn(&mut self, owner: Owner) {
-        match Party::from_owner(owner) {
-            Party::Client(key) => self.condemn_client(key),
-            Party::Server(key) => self.condemn_server(key),
-        }
-    }
-
     /// A dial came to its end.
     pub fn dialed(&mut self, server: Key<Server>, outcome: Result<SocketId, DialError>) {
         self.server_dialed(server, outcome);
@@ -232,13 +241,30 @@ impl Shard {
 
     /// Acts on the deadlines that have come.
     pub fn tick(&mut self) {
-        while let Some((alarm, rang)) = self.deadlines.ringing(self.now) {
-            match alarm {
-                Alarm::Client(key) => self.client_alarm(key, rang),
-                Alarm::Server(key) => self.server_alarm(key, rang),
-                Alarm::Endpoint(endpoint) => self.endpoint_alarm(endpoint, rang),
-            }
+        while let Some(due) = self.due() {
+            self.ring(due);
         }
+    }
+
+    /// The next alarm that rings, for [`Shard::ring`]: what it concerns can be asked before it is acted on.
+    pub fn due(&mut self) -> Option<Due> {
+        let due = self.deadlines.ringing(self.now).map(|(alarm, rang)| Due { alarm, rang });
+        if due.is_none() {
+            self.sweep_alarms();
+        }
+        due
+    }
+
+    /// Acts on an alarm.
+    pub fn ring(&mut self, Due { alarm, rang }: Due) {
+        match alarm {
+            Alarm::Client(key) => self.client_alarm(key, rang),
+            Alarm::Server(key) => self.server_alarm(key, rang),
+            Alarm::Endpoint(endpoint) => self.endpoint_alarm(endpoint, rang),
+        }
+    }
+
+    fn sweep_alarms(&mut self) {
         let living = self.clients.len() + self.servers.len() + self.endpoints.len();
         if self.deadlines.len() > 4 * living + ALARMS_SPARE {
             let (clients, servers) = (&self.clients, &self.servers);

@@ -227,7 +227,7 @@ impl Shard {
     }
 
     /// The transaction is over, and with it the client's right to this server.
-    fn gives_back(&self, key: ServerKey, client: ClientKey) -> bool {
+    pub(super) fn gives_back(&self, key: ServerKey, client: ClientKey) -> bool {
         let Some(server) = self.servers.get(key) else { return false };
         let session_mode = self.routes.get(server.route).is_some_and(|route| route.mode == PoolMode::Session);
         !session_mode && server.is_at_rest() && !self.client_within_body(client)

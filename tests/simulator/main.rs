@@ -43,22 +43,32 @@ fn run(test: &str, faults: Faults) {
     }
 }
 
+const NONE: Faults = Faults { clients_leave: false, servers_die: false, dials_fail: false, panics: false };
+
 #[test]
 fn without_faults_every_client_gets_what_postgres_would_have_sent() {
-    run("without_faults", Faults { clients_leave: false, servers_die: false, dials_fail: false });
+    run("without_faults", NONE);
 }
 
 #[test]
 fn clients_that_leave_in_the_middle_disturb_nobody() {
-    run("clients_that_leave", Faults { clients_leave: true, servers_die: false, dials_fail: false });
+    run("clients_that_leave", Faults { clients_leave: true, ..NONE });
 }
 
 #[test]
 fn servers_that_die_and_dials_that_fail_are_survived() {
-    run("servers_that_die", Faults { clients_leave: false, servers_die: true, dials_fail: true });
+    run("servers_that_die", Faults { servers_die: true, dials_fail: true, ..NONE });
+}
+
+#[test]
+fn panics_end_the_connections_they_concern_and_no_other() {
+    run("panics_end", Faults { panics: true, ..NONE });
 }
 
 #[test]
 fn everything_at_once() {
-    run("everything_at_once", Faults { clients_leave: true, servers_die: true, dials_fail: true });
+    run(
+        "everything_at_once",
+        Faults { clients_leave: true, servers_die: true, dials_fail: true, panics: true },
+    );
 }

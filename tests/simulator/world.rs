@@ -15,6 +15,8 @@ pub struct Faults {
     pub clients_leave: bool,
     pub servers_die: bool,
     pub dials_fail: bool,
+    /// Panics: any party is condemned at any time.
+    pub panics: bool,
 }
 
 /// Splitmix64.
@@ -74,6 +76,8 @@ struct Client {
     done: bool,
     /// A fault ended its session.
     lost: bool,
+    /// A panic did.
+    condemned: bool,
 }
 
 pub struct World {
@@ -139,6 +143,7 @@ impl World {
             compared: 0,
             done: false,
             lost: false,
+            condemned: false,
         }
     }
 
@@ -199,7 +204,7 @@ impl World {
         }
         for client in &self.clients {
             assert!(
-                client.done || client.lost,
+                client.done || client.lost || client.condemned,
                 "{} was left waiting: {}",
                 client.name,
                 self.describe(client)
@@ -479,6 +484,8 @@ impl World {
             if let End::Client(number) = socket.peer {
                 let client = &mut self.clients[number];
                 client.lost |= !client.done;
+                let lost_by_chance = self.faults.servers_die || self.faults.dials_fail || client.condemned;
+                assert!(!client.lost || lost_by_chance, "{} was closed for no reason", client.name);
             }
             self.shard.set_time(self.now);
             self.shard.closed(socket.owner);
@@ -494,6 +501,9 @@ impl World {
         }
         if self.faults.servers_die && self.chance.one_in(20) {
             return self.kill_server();
+        }
+        if self.faults.panics && self.chance.one_in(40) {
+            return self.condemn();
         }
         if self.faults.clients_leave && self.chance.one_in(20) {
             return self.client_vanishes();
@@ -518,6 +528,37 @@ impl World {
         server.die(politely);
         socket.incoming.append(&mut server.output);
         socket.peer_ended = true;
+        true
+    }
+
+    /// A panic while an event of this party was handled: it is closed with whom it is linked to, and nobody else.
+    fn condemn(&mut self) -> bool {
+        let dialled = self.dials.iter().map(|&server| Party::Server(server).to_owner());
+        let owners: Vec<Owner> = self.sockets.values().map(|socket| socket.owner).chain(dialled).collect();
+        if owners.is_empty() {
+            return false;
+        }
+        let owner = owners[self.chance.below(owners.len())];
+        let closing = |world: &Self| -> Vec<u32> {
+            let closing = world.sockets.iter().filter(|(_, socket)| socket.closing.is_some());
+            closing.map(|(&slot, _)| slot).collect()
+        };
+        let before = closing(self);
+        self.shard.set_time(self.now);
+        self.shard.condemn(owner);
+        self.apply(&[]);
+        let closed: Vec<u32> = closing(self).into_iter().filter(|slot| !before.contains(slot)).collect();
+        let (mut clients, mut servers) = (0, 0);
+        for slot in closed {
+            match self.sockets[&slot].peer {
+                End::Client(number) => {
+                    self.clients[number].condemned = true;
+                    clients += 1;
+                }
+                End::Server(_) => servers += 1,
+            }
+        }
+        assert!(clients <= 1 && servers <= 1, "{clients} clients and {servers} servers were closed for one");
         true
     }
 
@@ -559,7 +600,8 @@ impl World {
                 Effect::Close { socket, linger } => {
                     let now = self.now;
                     let Some(socket) = self.sockets.get_mut(&socket.slot) else { continue };
-                    assert_eq!(socket.closing, None, "a socket is closed once");
+                    let at_once = linger.is_none();
+                    assert!(socket.closing.is_none() || at_once, "a socket is closed once, and then at once");
                     socket.closing = Some(linger.is_some());
                     socket.closing_until = now + linger.unwrap_or(Duration::ZERO);
                     if linger.is_none() {
