@@ -7,8 +7,10 @@
 
 mod dial;
 mod process;
+mod reload;
 
 pub use process::{RunError, run};
+pub use reload::Source;
 
 use crate::config::{Config, LogLevel};
 use crate::control::crypto::Helpers;
@@ -19,7 +21,7 @@ use crate::ring::{
     self, CloseMode, Event, Keepalive, Outgoing, Received, Ring, SocketAddress, Tasks, TcpOptions, clock,
 };
 use crate::shard::{Effect, Party, Peer, Piece, Shard, Stats};
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What reaches a shard from other threads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Mail {
     /// End in good order: finish transactions, then go.
     Drain,
@@ -37,6 +39,20 @@ pub enum Mail {
     Stop,
     /// Write the counts of the last period to the log.
     Report,
+    /// Go on with this configuration, and say so.
+    Configure {
+        /// The same for all shards.
+        config: Arc<Config>,
+        /// Which of the published ones it is.
+        generation: u64,
+    },
+}
+
+/// What a shard tells the main thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    /// It goes on with the configuration of this generation.
+    Configured(u64),
 }
 
 /// What a shard is made of. All of it may be shared or sent.
@@ -46,6 +62,7 @@ pub(crate) struct Parts {
     pub shards: usize,
     pub listeners: Vec<OwnedFd>,
     pub mail: Receiver<Mail>,
+    pub news: Sender<News>,
     /// Clients of the whole process: counted at accept and close only.
     pub clients: Arc<AtomicUsize>,
     pub logger: Logger,
@@ -56,15 +73,16 @@ pub(crate) struct Parts {
 
 /// One shard at work.
 pub(crate) struct Engine {
-    config: Arc<Config>,
+    config: RefCell<Arc<Config>>,
     id: ShardId,
     ring: Ring,
     tasks: Tasks,
     shard: RefCell<Shard>,
     effects: RefCell<Vec<Effect>>,
     mail: Receiver<Mail>,
+    news: Sender<News>,
     clients: Arc<AtomicUsize>,
-    logger: Logger,
+    logger: RefCell<Logger>,
     resolver: Resolver,
     helpers: Helpers,
     listeners: RefCell<Vec<crate::ring::ListenerId>>,
@@ -78,15 +96,16 @@ impl Engine {
         let shard = Shard::new(parts.config.clone(), parts.id, parts.shards, parts.seed);
         let listeners = parts.listeners.into_iter().map(|listener| ring.listen(listener, 0)).collect();
         Rc::new(Self {
-            config: parts.config,
+            config: RefCell::new(parts.config),
             id: parts.id,
             ring,
             tasks,
             shard: RefCell::new(shard),
             effects: RefCell::new(Vec::with_capacity(64)),
             mail: parts.mail,
+            news: parts.news,
             clients: parts.clients,
-            logger: parts.logger,
+            logger: RefCell::new(parts.logger),
             resolver: parts.resolver,
             helpers: parts.helpers,
             listeners: RefCell::new(listeners),
@@ -200,7 +219,7 @@ impl Engine {
                 Effect::Dial { server, endpoint } => self.spawn_dial(server, endpoint),
                 Effect::Cancel { socket, key } => self.spawn_cancel(socket, key),
                 Effect::Compute { server, work } => self.spawn_computation(server, work),
-                Effect::Log(line) => self.logger.line(line),
+                Effect::Log(line) => self.logger.borrow().line(line),
             }
         }
         self.effects.replace(effects);
@@ -214,11 +233,12 @@ impl Engine {
             Err(_) => return,
         };
         let clients = self.clients.fetch_add(1, Ordering::Relaxed) + 1;
-        if clients > self.config.max_client_conn + SURPLUS_CLIENTS_MAX {
+        let clients_max = self.config.borrow().max_client_conn;
+        if clients > clients_max + SURPLUS_CLIENTS_MAX {
             self.clients.fetch_sub(1, Ordering::Relaxed);
             return;
         }
-        let surplus = clients > self.config.max_client_conn;
+        let surplus = clients > clients_max;
         let socket = self.ring.adopt(fd, NOBODY);
         let owner = {
             let mut shard = self.shard.borrow_mut();
@@ -230,7 +250,7 @@ impl Engine {
 
     /// Sets what the configuration says on a TCP socket.
     pub(crate) fn set_options(&self, fd: BorrowedFd<'_>) {
-        if let Err(error) = ring::set_tcp_options(fd, &tcp_options(&self.config)) {
+        if let Err(error) = ring::set_tcp_options(fd, &tcp_options(&self.config.borrow())) {
             self.write(LogLevel::Warn, format!("shard {}: cannot set TCP options: {error}", self.id));
         }
     }
@@ -243,8 +263,21 @@ impl Engine {
                 Mail::Drain => self.drain(),
                 Mail::Stop => self.stopping.set(true),
                 Mail::Report => self.report(),
+                Mail::Configure { config, generation } => self.configure(config, generation),
             }
         }
+    }
+
+    fn configure(self: &Rc<Self>, config: Arc<Config>, generation: u64) {
+        let logger = self.logger.borrow().with(&config.log);
+        self.logger.replace(logger);
+        self.config.replace(config.clone());
+        self.with_shard(None, |shard| {
+            shard.set_time(clock::now());
+            shard.configure(config);
+        });
+        // Nobody listens only when the process ends.
+        let _ = self.news.send(News::Configured(generation));
     }
 
     fn drain(self: &Rc<Self>) {
@@ -284,7 +317,7 @@ impl Engine {
     // ---- log ----
 
     pub(crate) fn write(&self, level: LogLevel, text: String) {
-        self.logger.log(level, &text);
+        self.logger.borrow().log(level, &text);
     }
 }
 

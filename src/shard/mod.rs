@@ -13,6 +13,7 @@
 //! last byte of its last answer is handed to the ring: before its client can read it.
 
 mod client;
+mod configure;
 mod deadlines;
 mod effect;
 mod farewell;

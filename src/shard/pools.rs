@@ -1,6 +1,7 @@
 //! Who gets which server: routes, linking, releasing, opening, giving up.
 
 use super::client::State as ClientState;
+use super::configure::OVER_LIMIT;
 use super::server::{Server, State as ServerState};
 use super::{Alarm, ClientKey, Effect, Route, RouteKey, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
@@ -167,13 +168,16 @@ impl Shard {
         let Some(server) = self.servers.get_mut(key) else { return };
         assert!(server.is_at_rest(), "a server that rests owes nothing");
         server.state = ServerState::Idle;
-        let route_key = server.route;
+        let (route_key, endpoint) = (server.route, server.endpoint);
         let expired = server.expires <= self.now;
         if self.draining {
             return self.close_server(key, "shutting down");
         }
         if expired {
             return self.close_server(key, "server_lifetime");
+        }
+        if self.is_over_limit(endpoint) {
+            return self.close_server(key, OVER_LIMIT);
         }
         if self.must_yield(route_key) {
             return self.close_server(key, "its slot goes to a route below its quota");
