@@ -17,10 +17,11 @@ use crate::control::crypto::Helpers;
 use crate::control::log::Logger;
 use crate::control::resolve::Resolver;
 use crate::ids::{Owner, ShardId};
+use crate::metrics::{CoreReport, Stats};
 use crate::ring::{
     self, CloseMode, Event, Keepalive, Outgoing, Received, Ring, SocketAddress, Tasks, TcpOptions, clock,
 };
-use crate::shard::{Effect, Party, Peer, Piece, Shard, Stats};
+use crate::shard::{Effect, Party, Peer, Piece, Shard};
 use crossbeam_channel::{Receiver, Sender};
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -89,10 +90,14 @@ pub(crate) struct Engine {
     stopping: Cell<bool>,
     reported: Cell<Stats>,
     panics: Cell<u64>,
+    /// The CPU it is pinned to.
+    cpu: usize,
+    doorbells: Cell<u64>,
 }
 
 impl Engine {
     pub(crate) fn new(parts: Parts, ring: Ring, tasks: Tasks) -> Rc<Self> {
+        let cpu = parts.config.cores.shards.get(usize::from(parts.id.0)).map_or(0, |core| core.cpu);
         let shard = Shard::new(parts.config.clone(), parts.id, parts.shards, parts.seed);
         let listeners = parts.listeners.into_iter().map(|listener| ring.listen(listener, 0)).collect();
         Rc::new(Self {
@@ -112,6 +117,8 @@ impl Engine {
             stopping: Cell::new(false),
             reported: Cell::new(Stats::default()),
             panics: Cell::new(0),
+            cpu,
+            doorbells: Cell::new(0),
         })
     }
 
@@ -174,7 +181,10 @@ impl Engine {
             Event::AcceptFailed { error, .. } => {
                 self.write(LogLevel::Error, format!("shard {}: cannot accept: {error}", self.id));
             }
-            Event::Doorbell => self.read_mail(),
+            Event::Doorbell => {
+                self.doorbells.set(self.doorbells.get() + 1);
+                self.read_mail();
+            }
             Event::Taken { .. } => unreachable!("no connection moves in this version"),
         }
     }
@@ -287,10 +297,11 @@ impl Engine {
         self.with_shard(None, |shard| shard.drain());
     }
 
-    /// One line with the counts since the last.
-    fn report(&self) {
+    /// One line with the counts since the last, and some for the busiest routes.
+    fn report(self: &Rc<Self>) {
+        self.with_shard(None, Shard::end_period);
         let shard = self.shard.borrow();
-        let (now, census, ring) = (shard.stats(), shard.census(), self.ring.stats());
+        let (now, census, core) = (shard.stats(), shard.census(), self.core_report());
         let last = self.reported.replace(now);
         let (transactions, queries) = (now.transactions - last.transactions, now.queries - last.queries);
         let wait = (now.wait - last.wait).as_micros() / u128::from(transactions.max(1));
@@ -298,7 +309,8 @@ impl Engine {
             LogLevel::Info,
             format!(
                 "stats: shard {}: {transactions} xacts, {queries} queries, {} logins, in {} B, out {} B, wait {wait} us a \
-                 xact; clients {} ({} waiting), servers {} ({} idle), {} opened; buffers {} free, {} panics",
+                 xact; clients {} ({} waiting), servers {} ({} idle), {} opened; {} turns, {} doorbells, \
+                 buffers {} of {} free, {} panics",
                 self.id,
                 now.logins - last.logins,
                 now.received - last.received,
@@ -308,10 +320,27 @@ impl Engine {
                 census.servers,
                 census.idle,
                 now.opened - last.opened,
-                ring.buffers_free,
-                self.panics.get(),
+                core.turns,
+                core.doorbells,
+                core.buffers_free,
+                core.buffers,
+                core.panics,
             ),
         );
+    }
+
+    fn core_report(&self) -> CoreReport {
+        let ring = self.ring.stats();
+        CoreReport {
+            cpu: self.cpu,
+            turns: ring.enters,
+            doorbells: self.doorbells.get(),
+            letters_in: 0,
+            letters_out: 0,
+            panics: self.panics.get(),
+            buffers_free: ring.buffers_free,
+            buffers: ring.buffers,
+        }
     }
 
     // ---- log ----

@@ -553,9 +553,9 @@ impl Shard {
     }
 
     fn waited_too_long(&mut self, key: ClientKey) {
-        let route =
-            self.clients.get(key).and_then(|client| client.route).and_then(|key| self.routes.get(key));
-        let Some(route) = route else { return };
+        let Some(route_key) = self.clients.get(key).and_then(|client| client.route) else { return };
+        self.count_wait(key, route_key);
+        let Some(route) = self.routes.get(route_key) else { return };
         let seconds = self.config.timeouts.query_wait.unwrap_or_default().as_secs_f64();
         let refusal = match &self.endpoints[route.endpoint].last_error {
             Some(error) => {

@@ -19,6 +19,7 @@ mod effect;
 mod farewell;
 mod login;
 mod pools;
+mod report;
 mod server;
 
 pub use client::Client;
@@ -29,6 +30,7 @@ use crate::config::{Config, LogLevel, PoolMode};
 use crate::ids::{ConnectionId, IdSource, Owner, SessionId, ShardId, SocketId};
 use crate::ledger::Ledger;
 use crate::log_line::Line;
+use crate::metrics::{RecentWaits, RouteCounts, Stats};
 use crate::pool::Pool;
 use crate::server::{Credentials, Parameters, ScramResult};
 use crate::slab::{Key, Slab};
@@ -47,6 +49,7 @@ type RouteKey = Key<Route>;
 
 /// See the module.
 pub struct Shard {
+    id: ShardId,
     config: Arc<Config>,
     ids: IdSource,
     now: Instant,
@@ -78,6 +81,8 @@ struct Route {
     /// The server refused this route's login; until then nobody asks again.
     refused: Option<(Instant, Bytes, Report)>,
     clients: usize,
+    waits: RecentWaits,
+    counts: RouteCounts,
 }
 
 /// An endpoint as this shard sees it.
@@ -100,40 +105,6 @@ enum Alarm {
     Endpoint(usize),
 }
 
-/// Counts since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Transactions (or sessions' statements outside one) whose end let a server rest.
-    pub transactions: u64,
-    /// Query and Execute messages.
-    pub queries: u64,
-    /// Bytes from clients.
-    pub received: u64,
-    /// Bytes to clients.
-    pub sent: u64,
-    /// Clients that logged in.
-    pub logins: u64,
-    /// Server connections opened.
-    pub opened: u64,
-    /// Time clients waited for a server.
-    pub wait: std::time::Duration,
-}
-
-/// How many of each there are now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Census {
-    /// Clients in any state.
-    pub clients: usize,
-    /// Clients that wait for a server.
-    pub waiting: usize,
-    /// Servers in any state.
-    pub servers: usize,
-    /// Servers at rest.
-    pub idle: usize,
-    /// Permits held, over all endpoints.
-    pub permits: usize,
-}
-
 impl Shard {
     /// Shard `id` of `shards`, with nothing in it yet. `seed` is for jitter, not for secrets.
     pub fn new(config: Arc<Config>, id: ShardId, shards: usize, seed: u64) -> Self {
@@ -141,6 +112,7 @@ impl Shard {
         let endpoints =
             config.endpoints.iter().map(|each| EndpointState::new(share(each.max_connections))).collect();
         Self {
+            id,
             config,
             ids: IdSource::new(id),
             now: Instant::default(),
@@ -279,22 +251,6 @@ impl Shard {
     #[inline]
     pub fn has_effects(&self) -> bool {
         !self.effects.is_empty()
-    }
-
-    /// Counts since the start.
-    pub fn stats(&self) -> Stats {
-        self.stats
-    }
-
-    /// Counts of now.
-    pub fn census(&self) -> Census {
-        Census {
-            clients: self.clients.len(),
-            waiting: self.routes.iter().map(|(_, route)| route.pool.waiting() + route.logins.len()).sum(),
-            servers: self.servers.len(),
-            idle: self.routes.iter().map(|(_, route)| route.pool.idle()).sum(),
-            permits: self.endpoints.iter().map(|endpoint| endpoint.ledger.held()).sum(),
-        }
     }
 
     fn log(

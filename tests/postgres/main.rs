@@ -24,3 +24,4 @@ mod load;
 mod login;
 mod pooling;
 mod pressure;
+mod reload;
