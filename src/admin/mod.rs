@@ -10,6 +10,8 @@ pub mod show;
 
 pub use answer::{Answer, Table};
 
+use crate::wire::frame::HEADER_BYTES;
+use crate::wire::frontend::{longest, tag};
 use crate::wire::{Refusal, SqlState};
 use bytes::Bytes;
 
@@ -34,6 +36,41 @@ pub enum Command {
     SetIgnored,
     /// `RELOAD`.
     Reload,
+}
+
+/// What stands at the beginning of a client's bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// Not a whole message yet.
+    Incomplete,
+    /// The text of a query, and the bytes that it took.
+    Query(String, usize),
+    /// The client says goodbye.
+    Terminate,
+    /// Nothing that the console understands: the session ends.
+    Broken(Refusal),
+}
+
+/// Reads the first message.
+pub fn read(bytes: &[u8]) -> Reading {
+    let Some(&[kind, ref length @ ..]) = bytes.first_chunk::<HEADER_BYTES>() else {
+        return Reading::Incomplete;
+    };
+    let length = u32::from_be_bytes(*length) as usize;
+    match kind {
+        tag::TERMINATE => Reading::Terminate,
+        tag::QUERY if length < 4 => Reading::Broken(bad_length(length)),
+        tag::QUERY if length > COMMAND_BYTES_MAX => Reading::Broken(too_long(length)),
+        tag::QUERY => match bytes.get(HEADER_BYTES..length + 1) {
+            Some(body) => {
+                let text = body.split(|&byte| byte == 0).next().unwrap_or_default();
+                Reading::Query(String::from_utf8_lossy(text).into_owned(), length + 1)
+            }
+            None => Reading::Incomplete,
+        },
+        _ if longest(kind) > 0 => Reading::Broken(extended_protocol()),
+        _ => Reading::Broken(bad_length(length)),
+    }
 }
 
 /// Reads the text of a query: one command, in any case, with or without a semicolon.
@@ -93,13 +130,16 @@ pub fn not_allowed() -> Refusal {
 
 /// What a client is told that speaks the extended protocol. It ends the session, as PgBouncer does: who waits for the
 /// answer to a Sync would wait for ever.
-pub fn extended_protocol() -> Refusal {
+fn extended_protocol() -> Refusal {
     let text = "extended query protocol not supported by admin console";
     Refusal::new(SqlState::FEATURE_NOT_SUPPORTED, text).hint("Use simple queries, as psql does.")
 }
 
-/// What a client is told that announces a command of that many bytes.
-pub fn too_long(bytes: usize) -> Refusal {
+fn bad_length(length: usize) -> Refusal {
+    Refusal::new(SqlState::PROTOCOL_VIOLATION, format!("invalid frontend message of length {length}"))
+}
+
+fn too_long(bytes: usize) -> Refusal {
     let text = format!("a command of {bytes} bytes; at most {COMMAND_BYTES_MAX} are read");
     Refusal::new(SqlState::PROTOCOL_VIOLATION, text)
 }
@@ -171,6 +211,26 @@ mod tests {
         ];
         for (text, command) in table {
             assert_eq!(parse(text), Ok(command), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn messages_are_read_when_they_are_whole() {
+        let query = b"Q\0\0\0\x0bRELOAD\0rest";
+        for cut in 0..12 {
+            assert_eq!(read(&query[..cut]), Reading::Incomplete, "cut at {cut}");
+        }
+        assert_eq!(read(query), Reading::Query("RELOAD".into(), 12));
+        assert_eq!(read(b"X\0\0\0\x04"), Reading::Terminate);
+        for (bytes, code) in [
+            (&b"P\0\0\0\x08"[..], SqlState::FEATURE_NOT_SUPPORTED),
+            (b"S\0\0\0\x04", SqlState::FEATURE_NOT_SUPPORTED),
+            (b"?\0\0\0\x04", SqlState::PROTOCOL_VIOLATION),
+            (b"Q\0\0\0\x03", SqlState::PROTOCOL_VIOLATION),
+            (b"Q\xff\xff\xff\xff", SqlState::PROTOCOL_VIOLATION),
+        ] {
+            let Reading::Broken(refusal) = read(bytes) else { panic!("{bytes:?}") };
+            assert_eq!(refusal.code, code, "{bytes:?}");
         }
     }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use std::time::Duration;
 
 /// Each route on each shard, and over all shards: the row whose `shard` is `all`.
-pub fn quota(reports: &[&ShardReport]) -> Table {
+pub fn quota(reports: &[ShardReport]) -> Table {
     let mut routes: Vec<(RouteReport, Vec<(String, &RouteReport)>)> = Vec::new();
     for shard in reports {
         for route in &shard.routes {
@@ -53,8 +53,8 @@ fn quota_row(shard: &str, route: &RouteReport) -> Vec<Option<String>> {
 }
 
 /// Each shard.
-pub fn shards(reports: &[&ShardReport]) -> Table {
-    let row = |report: &&ShardReport| {
+pub fn shards(reports: &[ShardReport]) -> Table {
+    let row = |report: &ShardReport| {
         let (core, census, stats) = (&report.core, &report.census, &report.stats);
         let now = [census.clients, census.waiting, census.servers, census.idle, census.permits];
         let done = [
@@ -205,7 +205,7 @@ mod tests {
             report(0, vec![route("web", 3, 100)]),
             report(1, vec![route("web", 2, 50), route("batch", 1, 7)]),
         ];
-        let table = quota(&shards.iter().collect::<Vec<_>>());
+        let table = quota(&shards);
         let of = |name: &str| {
             let at = table.columns.iter().position(|(column, _)| *column == name).unwrap();
             table.rows.iter().map(|row| row[at].clone().unwrap()).collect::<Vec<_>>()
@@ -224,7 +224,7 @@ mod tests {
     fn each_table_has_a_value_for_each_column() {
         let report = report(0, vec![]);
         let settings = Config::upstream("127.0.0.1", &[0]).unwrap();
-        for table in [shards(&[&report]), config(&settings), version(), parameter("timezone", "GMT")] {
+        for table in [shards(&[report]), config(&settings), version(), parameter("timezone", "GMT")] {
             assert!(!table.rows.is_empty());
             assert!(table.rows.iter().all(|row| row.len() == table.columns.len()), "{table:?}");
         }

@@ -17,11 +17,12 @@ use crate::control::crypto::Helpers;
 use crate::control::log::Logger;
 use crate::control::resolve::Resolver;
 use crate::ids::{Owner, ShardId};
-use crate::metrics::{CoreReport, Stats};
+use crate::metrics::{CoreReport, ShardReport, Stats};
 use crate::ring::{
     self, CloseMode, Event, Keepalive, Outgoing, Received, Ring, SocketAddress, Tasks, TcpOptions, clock,
 };
 use crate::shard::{Effect, Party, Peer, Piece, Shard};
+use crate::slab::Key;
 use crossbeam_channel::{Receiver, Sender};
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -47,13 +48,33 @@ pub enum Mail {
         /// Which of the published ones it is.
         generation: u64,
     },
+    /// Make a report for this shard.
+    Inquiry {
+        /// Which asks.
+        from: ShardId,
+    },
+    /// The report of another shard, which was asked for.
+    Told(Box<ShardReport>),
+    /// The reload that a client of the console asked for came to its end.
+    Reloaded {
+        /// Its key, as a number.
+        client: u64,
+        /// It is applied on all shards.
+        good: bool,
+    },
 }
 
 /// What a shard tells the main thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum News {
     /// It goes on with the configuration of this generation.
     Configured(u64),
+    /// It wants another shard's report.
+    Inquiry { from: ShardId, to: ShardId },
+    /// It was asked for its report.
+    Report { to: ShardId, report: Box<ShardReport> },
+    /// A client of its console wants a reload.
+    Reload { from: ShardId, client: u64 },
 }
 
 /// What a shard is made of. All of it may be shared or sent.
@@ -206,6 +227,14 @@ impl Engine {
         self.apply(buffer);
     }
 
+    /// The same with the time of now.
+    fn with_shard_now(self: &Rc<Self>, handle: impl FnOnce(&mut Shard)) {
+        self.with_shard(None, |shard| {
+            shard.set_time(clock::now());
+            handle(shard);
+        });
+    }
+
     /// Does what the shard wants done.
     fn apply(self: &Rc<Self>, buffer: Option<&Received>) {
         let mut effects = self.effects.take();
@@ -229,6 +258,15 @@ impl Engine {
                 Effect::Dial { server, endpoint } => self.spawn_dial(server, endpoint),
                 Effect::Cancel { socket, key } => self.spawn_cancel(socket, key),
                 Effect::Compute { server, work } => self.spawn_computation(server, work),
+                Effect::Observe => {
+                    let core = self.core_report();
+                    self.with_shard(None, |shard| shard.observed(core));
+                }
+                Effect::Inquire { to } => self.tell(News::Inquiry { from: self.id, to }),
+                Effect::Report { to, report } => self.tell(News::Report { to, report }),
+                Effect::Reload { client } => {
+                    self.tell(News::Reload { from: self.id, client: client.to_bits() });
+                }
                 Effect::Log(line) => self.logger.borrow().line(line),
             }
         }
@@ -274,6 +312,11 @@ impl Engine {
                 Mail::Stop => self.stopping.set(true),
                 Mail::Report => self.report(),
                 Mail::Configure { config, generation } => self.configure(config, generation),
+                Mail::Inquiry { from } => self.with_shard_now(|shard| shard.inquired(from)),
+                Mail::Told(report) => self.with_shard_now(|shard| shard.told(*report)),
+                Mail::Reloaded { client, good } => {
+                    self.with_shard_now(|shard| shard.reloaded(Key::from_bits(client), good));
+                }
             }
         }
     }
@@ -282,12 +325,13 @@ impl Engine {
         let logger = self.logger.borrow().with(&config.log);
         self.logger.replace(logger);
         self.config.replace(config.clone());
-        self.with_shard(None, |shard| {
-            shard.set_time(clock::now());
-            shard.configure(config);
-        });
-        // Nobody listens only when the process ends.
-        let _ = self.news.send(News::Configured(generation));
+        self.with_shard_now(|shard| shard.configure(config));
+        self.tell(News::Configured(generation));
+    }
+
+    /// Nobody listens only when the process ends.
+    fn tell(&self, news: News) {
+        let _ = self.news.send(news);
     }
 
     fn drain(self: &Rc<Self>) {
@@ -299,7 +343,7 @@ impl Engine {
 
     /// One line with the counts since the last, and some for the busiest routes.
     fn report(self: &Rc<Self>) {
-        self.with_shard(None, Shard::end_period);
+        self.with_shard_now(Shard::end_period);
         let shard = self.shard.borrow();
         let (now, census, core) = (shard.stats(), shard.census(), self.core_report());
         let last = self.reported.replace(now);

@@ -188,12 +188,13 @@ fn start_shard(
 ) -> Result<ShardThread, RunError> {
     let failed =
         |error: &dyn fmt::Display| RunError(format!("shard {index} on CPU {}: {error}", settings.cpu));
-    let (mail, mailbox) = bounded(MAIL_MAX);
+    let shards = common.config.cores.shards.len();
+    let (mail, mailbox) = bounded(MAIL_MAX + 2 * shards);
     let (ready, doorbell) = bounded(1);
     let parts = Parts {
         config: common.config.clone(),
         id: ShardId(index as u16),
-        shards: common.config.cores.shards.len(),
+        shards,
         listeners,
         mail: mailbox,
         news: common.news.clone(),
@@ -275,9 +276,7 @@ fn watch(
                 tell(shards, Mail::Stop);
             },
             recv(news) -> told => match told {
-                Ok(News::Configured(generation)) => {
-                    reloads.applied(generation);
-                }
+                Ok(news) => hear(news, &mut reloads, shards),
                 Err(_) => unreachable!("the main thread can tell itself news"),
             },
             recv(reports) -> _ => tell(shards, Mail::Report),
@@ -296,6 +295,21 @@ fn watch(
         }
     }
     outcome
+}
+
+/// What a shard has to tell the main thread, or another shard.
+fn hear(news: News, reloads: &mut Reloads<'_>, shards: &[ShardThread]) {
+    match news {
+        News::Configured(generation) => reloads.applied(generation, shards),
+        News::Reload { from, client } => reloads.reload_for(from, client, shards),
+        // A shard that does not read its mail will be missed by who asks.
+        News::Inquiry { from, to } => {
+            tell_one(&shards[usize::from(to.0)], Mail::Inquiry { from });
+        }
+        News::Report { to, report } => {
+            tell_one(&shards[usize::from(to.0)], Mail::Told(report));
+        }
+    }
 }
 
 fn tell(shards: &[ShardThread], mail: Mail) {
@@ -365,7 +379,8 @@ const ACCOUNTS: [&str; 4] = ["src/ledger", "src/pool", "src/ring", "src/slab"];
 /// How long the last lines of the log may take to be written.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Mail for a shard that has not been read: a few reports and configurations, one word to drain, one to stop.
+/// Mail for a shard that has not been read: a few words to report, configurations and ends of reloads, one to drain, one
+/// to stop. Besides, for each shard one inquiry and one report.
 const MAIL_MAX: usize = 16;
 const MAIL_PATIENCE: Duration = Duration::from_millis(100);
 

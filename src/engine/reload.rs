@@ -7,6 +7,7 @@ use super::Mail;
 use super::process::{ShardThread, tell_one};
 use crate::config::{Config, ConfigError};
 use crate::control::log::Logger;
+use crate::ids::ShardId;
 use crate::log_line::Line;
 use std::sync::Arc;
 
@@ -23,11 +24,13 @@ pub(super) struct Reloads<'a> {
     generation: u64,
     /// Shards that have not said that they took over the last one.
     missing: usize,
+    /// Clients of the console that wait for them: their shard, and their key there.
+    askers: Vec<(ShardId, u64)>,
 }
 
 impl<'a> Reloads<'a> {
     pub fn new(source: Source<'a>, config: Arc<Config>, logger: Logger) -> Self {
-        Self { source, config, logger, generation: 0, missing: 0 }
+        Self { source, config, logger, generation: 0, missing: 0, askers: Vec::new() }
     }
 
     /// Reads the files again and gives the shards what is new. Says whether something is: what is wrong changes nothing.
@@ -72,15 +75,31 @@ impl<'a> Reloads<'a> {
         }
     }
 
-    /// A shard took one over. Says whether it was the last that all waited for.
-    pub fn applied(&mut self, generation: u64) -> bool {
+    /// The same for a client of the console, who is told when all shards have it.
+    pub fn reload_for(&mut self, shard: ShardId, client: u64, shards: &[ShardThread]) {
+        if self.reload(shards) {
+            self.askers.push((shard, client));
+        } else {
+            answer(shards, shard, client, false);
+        }
+    }
+
+    /// A shard took one over.
+    pub fn applied(&mut self, generation: u64, shards: &[ShardThread]) {
         if generation != self.generation || self.missing == 0 {
-            return false;
+            return;
         }
         self.missing -= 1;
         if self.missing == 0 {
             self.logger.line(Line::info("reload: applied on all shards"));
+            for (shard, client) in self.askers.drain(..) {
+                answer(shards, shard, client, true);
+            }
         }
-        self.missing == 0
     }
+}
+
+/// A shard that does not read its mail keeps its client waiting until that is told so.
+fn answer(shards: &[ShardThread], shard: ShardId, client: u64, good: bool) {
+    tell_one(&shards[usize::from(shard.0)], Mail::Reloaded { client, good });
 }

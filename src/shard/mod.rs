@@ -1,7 +1,8 @@
 //! The whole state of one core, and every decision it takes: clients, servers, pools, permits, deadlines.
 //!
 //! Pure: events in ([`Shard::accepted`], [`Shard::received`], [`Shard::sent`], [`Shard::ended`], [`Shard::closed`],
-//! [`Shard::dialed`], [`Shard::scram_done`], [`Shard::tick`], [`Shard::drain`]), effects out
+//! [`Shard::dialed`], [`Shard::scram_done`], [`Shard::tick`], [`Shard::drain`], [`Shard::configure`]; for the console
+//! [`Shard::inquired`], [`Shard::observed`], [`Shard::told`], [`Shard::reloaded`]), effects out
 //! ([`Shard::take_effects`], to be applied after each event). The time comes in with [`Shard::set_time`].
 //!
 //! ```text
@@ -14,6 +15,7 @@
 
 mod client;
 mod configure;
+mod console;
 mod deadlines;
 mod effect;
 mod farewell;
@@ -37,6 +39,7 @@ use crate::slab::{Key, Slab};
 use crate::time::Instant;
 use crate::wire::error::Report;
 use bytes::Bytes;
+use console::Console;
 use deadlines::{Deadline, Deadlines};
 use hashbrown::HashMap;
 use std::collections::VecDeque;
@@ -50,6 +53,7 @@ type RouteKey = Key<Route>;
 /// See the module.
 pub struct Shard {
     id: ShardId,
+    shards: usize,
     config: Arc<Config>,
     ids: IdSource,
     now: Instant,
@@ -61,6 +65,7 @@ pub struct Shard {
     endpoints: Vec<EndpointState>,
     deadlines: Deadlines<Alarm>,
     effects: Vec<Effect>,
+    console: Console,
     draining: bool,
     random: Random,
     stats: Stats,
@@ -103,6 +108,8 @@ enum Alarm {
     Client(ClientKey),
     Server(ServerKey),
     Endpoint(usize),
+    /// The console's round of inquiries.
+    Console,
 }
 
 impl Shard {
@@ -113,6 +120,7 @@ impl Shard {
             config.endpoints.iter().map(|each| EndpointState::new(share(each.max_connections))).collect();
         Self {
             id,
+            shards,
             config,
             ids: IdSource::new(id),
             now: Instant::default(),
@@ -123,6 +131,7 @@ impl Shard {
             endpoints,
             deadlines: Deadlines::default(),
             effects: Vec::new(),
+            console: Console::default(),
             draining: false,
             random: Random(seed),
             stats: Stats::default(),
@@ -210,6 +219,7 @@ impl Shard {
                 Alarm::Client(key) => self.client_alarm(key, rang),
                 Alarm::Server(key) => self.server_alarm(key, rang),
                 Alarm::Endpoint(endpoint) => self.endpoint_alarm(endpoint, rang),
+                Alarm::Console => self.console_alarm(rang),
             }
         }
         let living = self.clients.len() + self.servers.len() + self.endpoints.len();
@@ -218,7 +228,7 @@ impl Shard {
             self.deadlines.retain(|alarm| match alarm {
                 Alarm::Client(key) => clients.get(key).is_some(),
                 Alarm::Server(key) => servers.get(key).is_some(),
-                Alarm::Endpoint(_) => true,
+                Alarm::Endpoint(_) | Alarm::Console => true,
             });
         }
     }
@@ -299,6 +309,7 @@ impl From<Alarm> for u64 {
             Alarm::Client(key) => Party::Client(key).to_owner().0,
             Alarm::Server(key) => Party::Server(key).to_owner().0,
             Alarm::Endpoint(index) => u64::MAX - index as u64,
+            Alarm::Console => CONSOLE_ALARM,
         }
     }
 }
@@ -307,6 +318,9 @@ impl From<u64> for Alarm {
     fn from(number: u64) -> Self {
         if u64::MAX - number < ENDPOINTS_MAX {
             return Alarm::Endpoint((u64::MAX - number) as usize);
+        }
+        if number == CONSOLE_ALARM {
+            return Alarm::Console;
         }
         match Party::from_owner(Owner(number)) {
             Party::Client(key) => Alarm::Client(key),
@@ -339,3 +353,6 @@ const ALARMS_SPARE: usize = 4096;
 
 /// The topmost numbers of an alarm are endpoints: slots of a server's key stay far below.
 const ENDPOINTS_MAX: u64 = 1 << 16;
+
+/// And the one below them.
+const CONSOLE_ALARM: u64 = u64::MAX - ENDPOINTS_MAX;

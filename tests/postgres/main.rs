@@ -15,6 +15,7 @@ mod random;
 mod wire;
 
 mod asynchronous;
+mod console;
 mod copy;
 mod faults;
 mod hostile;

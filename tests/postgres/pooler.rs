@@ -332,11 +332,17 @@ impl Pooler {
         self.process.as_ref().expect("a pooler").lock().expect("lock").signal(signal);
     }
 
-    /// Writes its configuration anew and tells it by SIGHUP. Returns the new text.
-    pub fn reload(&self, change: impl FnOnce(&str) -> String) -> String {
+    /// Writes its configuration anew, and tells nobody. Returns the new text.
+    pub fn edit(&self, change: impl FnOnce(&str) -> String) -> String {
         let file = self.unix.with_file_name("pgpinion.toml");
         let text = change(&std::fs::read_to_string(&file).expect("its configuration"));
         process::write(&file, &text);
+        text
+    }
+
+    /// The same, and SIGHUP.
+    pub fn reload(&self, change: impl FnOnce(&str) -> String) -> String {
+        let text = self.edit(change);
         self.signal(Signal::SIGHUP);
         text
     }

@@ -30,6 +30,7 @@ fn a_limit_is_lowered_and_raised_under_load() {
         pooler.reload(|text| text.replace("max_connections = 4", "max_connections = 20"));
         let sampler = cluster.sample();
         eventually("the higher limit is used", SOON, || cluster.backends(&user).len() > 10);
+        std::thread::sleep(Duration::from_millis(300));
         pooler.assert_capped(&sampler.finish(), &user, 20);
     }
     crowd.finish().assert_faultless();
