@@ -13,6 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("log_line", &["ids"]),
     ("slab", &[]),
+    ("metrics", &["ids"]),
     // Bytes to messages.
     ("wire", &["limits"]),
     // Machines.
@@ -20,13 +21,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("server", &["wire", "limits"]),
     ("session", &["wire", "limits", "server"]),
     ("pool", &[]),
+    ("admin", &["config", "ids", "metrics", "wire"]),
     ("ledger", &["ids"]),
     // One core, pure.
     (
         "shard",
         &[
-            "config", "ids", "ledger", "limits", "log_line", "pool", "server", "session", "slab", "time",
-            "wire",
+            "admin", "config", "ids", "ledger", "limits", "log_line", "metrics", "pool", "server", "session",
+            "slab", "time", "wire",
         ],
     ),
     // The kernel.
@@ -34,7 +36,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // Threads beside the shards.
     ("control", &["config", "ids", "log_line"]),
     // Where all meets.
-    ("engine", &["config", "control", "ids", "log_line", "ring", "shard", "slab", "server", "wire", "time"]),
+    (
+        "engine",
+        &[
+            "config", "control", "ids", "log_line", "metrics", "ring", "shard", "slab", "server", "wire",
+            "time",
+        ],
+    ),
     ("arguments", &["config"]),
     ("fuzzing", &["server", "session", "wire"]),
     ("main", &["arguments", "config", "control", "engine"]),
@@ -42,8 +50,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// Rooms that build and pass their tests without glommio, io_uring and libc.
 const PURE: &[&str] = &[
-    "ids", "time", "limits", "log_line", "slab", "wire", "config", "server", "session", "pool", "ledger",
-    "shard",
+    "ids", "time", "limits", "log_line", "slab", "metrics", "admin", "wire", "config", "server", "session",
+    "pool", "ledger", "shard",
 ];
 
 fn source() -> PathBuf {

@@ -8,19 +8,23 @@
 mod dial;
 pub mod panics;
 mod process;
+mod reload;
 
 pub use process::{RunError, run};
+pub use reload::Source;
 
 use crate::config::{Config, LogLevel};
 use crate::control::crypto::Helpers;
 use crate::control::log::Logger;
 use crate::control::resolve::Resolver;
 use crate::ids::{Owner, ShardId};
+use crate::metrics::{CoreReport, ShardReport, Stats};
 use crate::ring::{
     self, CloseMode, Event, Keepalive, Outgoing, Received, Ring, SocketAddress, Tasks, TcpOptions, clock,
 };
-use crate::shard::{Effect, Party, Peer, Piece, Shard, Stats};
-use crossbeam_channel::Receiver;
+use crate::shard::{Effect, Party, Peer, Piece, Shard};
+use crate::slab::Key;
+use crossbeam_channel::{Receiver, Sender};
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,7 +33,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What reaches a shard from other threads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Mail {
     /// End in good order: finish transactions, then go.
     Drain,
@@ -37,6 +41,40 @@ pub enum Mail {
     Stop,
     /// Write the counts of the last period to the log.
     Report,
+    /// Go on with this configuration, and say so.
+    Configure {
+        /// The same for all shards.
+        config: Arc<Config>,
+        /// Which of the published ones it is.
+        generation: u64,
+    },
+    /// Make a report for this shard.
+    Inquiry {
+        /// Which asks.
+        from: ShardId,
+    },
+    /// The report of another shard, which was asked for.
+    Told(Box<ShardReport>),
+    /// The reload that a client of the console asked for came to its end.
+    Reloaded {
+        /// Its key, as a number.
+        client: u64,
+        /// It is applied on all shards.
+        good: bool,
+    },
+}
+
+/// What a shard tells the main thread.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// It goes on with the configuration of this generation.
+    Configured(u64),
+    /// It wants another shard's report.
+    Inquiry { from: ShardId, to: ShardId },
+    /// It was asked for its report.
+    Report { to: ShardId, report: Box<ShardReport> },
+    /// A client of its console wants a reload.
+    Reload { from: ShardId, client: u64 },
 }
 
 /// What a shard is made of. All of it may be shared or sent.
@@ -46,6 +84,7 @@ pub(crate) struct Parts {
     pub shards: usize,
     pub listeners: Vec<OwnedFd>,
     pub mail: Receiver<Mail>,
+    pub news: Sender<News>,
     /// Clients of the whole process: counted at accept and close only.
     pub clients: Arc<AtomicUsize>,
     pub logger: Logger,
@@ -56,43 +95,51 @@ pub(crate) struct Parts {
 
 /// One shard at work.
 pub(crate) struct Engine {
-    config: Arc<Config>,
+    config: RefCell<Arc<Config>>,
     id: ShardId,
     ring: Ring,
     tasks: Tasks,
     shard: RefCell<Shard>,
     effects: RefCell<Vec<Effect>>,
     mail: Receiver<Mail>,
+    news: Sender<News>,
     clients: Arc<AtomicUsize>,
-    logger: Logger,
+    logger: RefCell<Logger>,
     resolver: Resolver,
     helpers: Helpers,
     listeners: RefCell<Vec<crate::ring::ListenerId>>,
     stopping: Cell<bool>,
     reported: Cell<Stats>,
     panics: Cell<u64>,
+    /// The CPU it is pinned to.
+    cpu: usize,
+    doorbells: Cell<u64>,
 }
 
 impl Engine {
     pub(crate) fn new(parts: Parts, ring: Ring, tasks: Tasks) -> Rc<Self> {
+        let cpu = parts.config.cores.shards.get(usize::from(parts.id.0)).map_or(0, |core| core.cpu);
         let shard = Shard::new(parts.config.clone(), parts.id, parts.shards, parts.seed);
         let listeners = parts.listeners.into_iter().map(|listener| ring.listen(listener, 0)).collect();
         Rc::new(Self {
-            config: parts.config,
+            config: RefCell::new(parts.config),
             id: parts.id,
             ring,
             tasks,
             shard: RefCell::new(shard),
             effects: RefCell::new(Vec::with_capacity(64)),
             mail: parts.mail,
+            news: parts.news,
             clients: parts.clients,
-            logger: parts.logger,
+            logger: RefCell::new(parts.logger),
             resolver: parts.resolver,
             helpers: parts.helpers,
             listeners: RefCell::new(listeners),
             stopping: Cell::new(false),
             reported: Cell::new(Stats::default()),
             panics: Cell::new(0),
+            cpu,
+            doorbells: Cell::new(0),
         })
     }
 
@@ -161,7 +208,10 @@ impl Engine {
             Event::AcceptFailed { error, .. } => {
                 self.write(LogLevel::Error, format!("shard {}: cannot accept: {error}", self.id));
             }
-            Event::Doorbell => self.read_mail(),
+            Event::Doorbell => {
+                self.doorbells.set(self.doorbells.get() + 1);
+                self.read_mail();
+            }
             Event::Taken { .. } => unreachable!("no connection moves in this version"),
         }
     }
@@ -177,6 +227,14 @@ impl Engine {
     pub(crate) fn with_shard(self: &Rc<Self>, buffer: Option<&Received>, handle: impl FnOnce(&mut Shard)) {
         handle(&mut self.shard.borrow_mut());
         self.apply(buffer);
+    }
+
+    /// The same with the time of now.
+    fn with_shard_now(self: &Rc<Self>, handle: impl FnOnce(&mut Shard)) {
+        self.with_shard(None, |shard| {
+            shard.set_time(clock::now());
+            handle(shard);
+        });
     }
 
     /// Does what the shard wants done.
@@ -202,7 +260,16 @@ impl Engine {
                 Effect::Dial { server, endpoint } => self.spawn_dial(server, endpoint),
                 Effect::Cancel { socket, key } => self.spawn_cancel(socket, key),
                 Effect::Compute { server, work } => self.spawn_computation(server, work),
-                Effect::Log(line) => self.logger.line(line),
+                Effect::Observe => {
+                    let core = self.core_report();
+                    self.with_shard(None, |shard| shard.observed(core));
+                }
+                Effect::Inquire { to } => self.tell(News::Inquiry { from: self.id, to }),
+                Effect::Report { to, report } => self.tell(News::Report { to, report }),
+                Effect::Reload { client } => {
+                    self.tell(News::Reload { from: self.id, client: client.to_bits() });
+                }
+                Effect::Log(line) => self.logger.borrow().line(line),
             }
         }
         self.effects.replace(effects);
@@ -216,11 +283,12 @@ impl Engine {
             Err(_) => return,
         };
         let clients = self.clients.fetch_add(1, Ordering::Relaxed) + 1;
-        if clients > self.config.max_client_conn + SURPLUS_CLIENTS_MAX {
+        let clients_max = self.config.borrow().max_client_conn;
+        if clients > clients_max + SURPLUS_CLIENTS_MAX {
             self.clients.fetch_sub(1, Ordering::Relaxed);
             return;
         }
-        let surplus = clients > self.config.max_client_conn;
+        let surplus = clients > clients_max;
         let socket = self.ring.adopt(fd, NOBODY);
         let owner = {
             let mut shard = self.shard.borrow_mut();
@@ -232,7 +300,7 @@ impl Engine {
 
     /// Sets what the configuration says on a TCP socket.
     pub(crate) fn set_options(&self, fd: BorrowedFd<'_>) {
-        if let Err(error) = ring::set_tcp_options(fd, &tcp_options(&self.config)) {
+        if let Err(error) = ring::set_tcp_options(fd, &tcp_options(&self.config.borrow())) {
             self.write(LogLevel::Warn, format!("shard {}: cannot set TCP options: {error}", self.id));
         }
     }
@@ -245,8 +313,27 @@ impl Engine {
                 Mail::Drain => self.drain(),
                 Mail::Stop => self.stopping.set(true),
                 Mail::Report => self.report(),
+                Mail::Configure { config, generation } => self.configure(config, generation),
+                Mail::Inquiry { from } => self.with_shard_now(|shard| shard.inquired(from)),
+                Mail::Told(report) => self.with_shard_now(|shard| shard.told(*report)),
+                Mail::Reloaded { client, good } => {
+                    self.with_shard_now(|shard| shard.reloaded(Key::from_bits(client), good));
+                }
             }
         }
+    }
+
+    fn configure(self: &Rc<Self>, config: Arc<Config>, generation: u64) {
+        let logger = self.logger.borrow().with(&config.log);
+        self.logger.replace(logger);
+        self.config.replace(config.clone());
+        self.with_shard_now(|shard| shard.configure(config));
+        self.tell(News::Configured(generation));
+    }
+
+    /// Nobody listens only when the process ends.
+    fn tell(&self, news: News) {
+        let _ = self.news.send(news);
     }
 
     fn drain(self: &Rc<Self>) {
@@ -256,10 +343,11 @@ impl Engine {
         self.with_shard(None, |shard| shard.drain());
     }
 
-    /// One line with the counts since the last.
-    fn report(&self) {
+    /// One line with the counts since the last, and some for the busiest routes.
+    fn report(self: &Rc<Self>) {
+        self.with_shard_now(Shard::end_period);
         let shard = self.shard.borrow();
-        let (now, census, ring) = (shard.stats(), shard.census(), self.ring.stats());
+        let (now, census, core) = (shard.stats(), shard.census(), self.core_report());
         let last = self.reported.replace(now);
         let (transactions, queries) = (now.transactions - last.transactions, now.queries - last.queries);
         let wait = (now.wait - last.wait).as_micros() / u128::from(transactions.max(1));
@@ -267,7 +355,8 @@ impl Engine {
             LogLevel::Info,
             format!(
                 "stats: shard {}: {transactions} xacts, {queries} queries, {} logins, in {} B, out {} B, wait {wait} us a \
-                 xact; clients {} ({} waiting), servers {} ({} idle), {} opened; buffers {} free, {} panics",
+                 xact; clients {} ({} waiting), servers {} ({} idle), {} opened; {} turns, {} doorbells, \
+                 buffers {} of {} free, {} panics",
                 self.id,
                 now.logins - last.logins,
                 now.received - last.received,
@@ -277,16 +366,33 @@ impl Engine {
                 census.servers,
                 census.idle,
                 now.opened - last.opened,
-                ring.buffers_free,
-                self.panics.get(),
+                core.turns,
+                core.doorbells,
+                core.buffers_free,
+                core.buffers,
+                core.panics,
             ),
         );
+    }
+
+    fn core_report(&self) -> CoreReport {
+        let ring = self.ring.stats();
+        CoreReport {
+            cpu: self.cpu,
+            turns: ring.enters,
+            doorbells: self.doorbells.get(),
+            letters_in: 0,
+            letters_out: 0,
+            panics: self.panics.get(),
+            buffers_free: ring.buffers_free,
+            buffers: ring.buffers,
+        }
     }
 
     // ---- log ----
 
     pub(crate) fn write(&self, level: LogLevel, text: String) {
-        self.logger.log(level, &text);
+        self.logger.borrow().log(level, &text);
     }
 }
 

@@ -79,7 +79,11 @@ impl Shard {
         match client.state {
             ClientState::Linked(server) => !self.is_linked(key, server) || self.link_is_idle(key, server),
             ClientState::Waiting | ClientState::AwaitParameters => !queued.contains(&key),
-            ClientState::Startup { .. } | ClientState::Idle | ClientState::Leaving => false,
+            ClientState::Startup { .. }
+            | ClientState::Idle
+            | ClientState::Console
+            | ClientState::ConsoleWaiting
+            | ClientState::Leaving => false,
         }
     }
 

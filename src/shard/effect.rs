@@ -1,7 +1,8 @@
 //! What a shard wants done, and the little that it must be told.
 
-use crate::ids::{Owner, SocketId};
+use crate::ids::{Owner, ShardId, SocketId};
 use crate::log_line::Line;
+use crate::metrics::ShardReport;
 use crate::server::ScramWork;
 use crate::shard::{Client, Server};
 use crate::slab::Key;
@@ -64,6 +65,25 @@ pub enum Effect {
         server: Key<Server>,
         /// What to compute.
         work: ScramWork,
+    },
+    /// Tell what is known of this core, by [`super::Shard::observed`].
+    Observe,
+    /// Ask another shard for its report: by its [`super::Shard::inquired`], and back by [`super::Shard::told`].
+    Inquire {
+        /// This shard.
+        to: ShardId,
+    },
+    /// The answer to an inquiry.
+    Report {
+        /// To this shard, by its [`super::Shard::told`].
+        to: ShardId,
+        /// The whole of it.
+        report: Box<ShardReport>,
+    },
+    /// Read the configuration again, and tell by [`super::Shard::reloaded`] when that is done.
+    Reload {
+        /// Who wants it.
+        client: Key<Client>,
     },
     /// Write a line.
     Log(Line),

@@ -1,7 +1,8 @@
 //! The whole state of one core, and every decision it takes: clients, servers, pools, permits, deadlines.
 //!
 //! Pure: events in ([`Shard::accepted`], [`Shard::received`], [`Shard::sent`], [`Shard::ended`], [`Shard::closed`],
-//! [`Shard::dialed`], [`Shard::scram_done`], [`Shard::tick`], [`Shard::drain`]), effects out
+//! [`Shard::dialed`], [`Shard::scram_done`], [`Shard::tick`], [`Shard::drain`], [`Shard::configure`]; for the console
+//! [`Shard::inquired`], [`Shard::observed`], [`Shard::told`], [`Shard::reloaded`]), effects out
 //! ([`Shard::take_effects`], to be applied after each event). The time comes in with [`Shard::set_time`].
 //!
 //! ```text
@@ -14,11 +15,14 @@
 
 mod client;
 mod condemn;
+mod configure;
+mod console;
 mod deadlines;
 mod effect;
 mod farewell;
 mod login;
 mod pools;
+mod report;
 mod server;
 
 pub use client::Client;
@@ -29,12 +33,14 @@ use crate::config::{Config, LogLevel, PoolMode};
 use crate::ids::{ConnectionId, IdSource, Owner, SessionId, ShardId, SocketId};
 use crate::ledger::Ledger;
 use crate::log_line::Line;
+use crate::metrics::{RecentWaits, RouteCounts, Stats};
 use crate::pool::Pool;
 use crate::server::{Credentials, Parameters, ScramResult};
 use crate::slab::{Key, Slab};
 use crate::time::Instant;
 use crate::wire::error::Report;
 use bytes::Bytes;
+use console::Console;
 use deadlines::{Deadline, Deadlines};
 use hashbrown::HashMap;
 use std::collections::VecDeque;
@@ -47,6 +53,8 @@ type RouteKey = Key<Route>;
 
 /// See the module.
 pub struct Shard {
+    id: ShardId,
+    shards: usize,
     config: Arc<Config>,
     ids: IdSource,
     now: Instant,
@@ -58,6 +66,7 @@ pub struct Shard {
     endpoints: Vec<EndpointState>,
     deadlines: Deadlines<Alarm>,
     effects: Vec<Effect>,
+    console: Console,
     draining: bool,
     random: Random,
     stats: Stats,
@@ -78,6 +87,8 @@ struct Route {
     /// The server refused this route's login; until then nobody asks again.
     refused: Option<(Instant, Bytes, Report)>,
     clients: usize,
+    waits: RecentWaits,
+    counts: RouteCounts,
 }
 
 /// An endpoint as this shard sees it.
@@ -98,6 +109,8 @@ enum Alarm {
     Client(ClientKey),
     Server(ServerKey),
     Endpoint(usize),
+    /// The console's round of inquiries.
+    Console,
 }
 
 /// An alarm that rings: see [`Shard::due`].
@@ -112,43 +125,9 @@ impl Due {
         match self.alarm {
             Alarm::Client(key) => Some(Party::Client(key).to_owner()),
             Alarm::Server(key) => Some(Party::Server(key).to_owner()),
-            Alarm::Endpoint(_) => None,
+            Alarm::Endpoint(_) | Alarm::Console => None,
         }
     }
-}
-
-/// Counts since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Transactions (or sessions' statements outside one) whose end let a server rest.
-    pub transactions: u64,
-    /// Query and Execute messages.
-    pub queries: u64,
-    /// Bytes from clients.
-    pub received: u64,
-    /// Bytes to clients.
-    pub sent: u64,
-    /// Clients that logged in.
-    pub logins: u64,
-    /// Server connections opened.
-    pub opened: u64,
-    /// Time clients waited for a server.
-    pub wait: std::time::Duration,
-}
-
-/// How many of each there are now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Census {
-    /// Clients in any state.
-    pub clients: usize,
-    /// Clients that wait for a server.
-    pub waiting: usize,
-    /// Servers in any state.
-    pub servers: usize,
-    /// Servers at rest.
-    pub idle: usize,
-    /// Permits held, over all endpoints.
-    pub permits: usize,
 }
 
 impl Shard {
@@ -158,6 +137,8 @@ impl Shard {
         let endpoints =
             config.endpoints.iter().map(|each| EndpointState::new(share(each.max_connections))).collect();
         Self {
+            id,
+            shards,
             config,
             ids: IdSource::new(id),
             now: Instant::default(),
@@ -168,6 +149,7 @@ impl Shard {
             endpoints,
             deadlines: Deadlines::default(),
             effects: Vec::new(),
+            console: Console::default(),
             draining: false,
             random: Random(seed),
             stats: Stats::default(),
@@ -261,6 +243,7 @@ impl Shard {
             Alarm::Client(key) => self.client_alarm(key, rang),
             Alarm::Server(key) => self.server_alarm(key, rang),
             Alarm::Endpoint(endpoint) => self.endpoint_alarm(endpoint, rang),
+            Alarm::Console => self.console_alarm(rang),
         }
     }
 
@@ -271,7 +254,7 @@ impl Shard {
             self.deadlines.retain(|alarm| match alarm {
                 Alarm::Client(key) => clients.get(key).is_some(),
                 Alarm::Server(key) => servers.get(key).is_some(),
-                Alarm::Endpoint(_) => true,
+                Alarm::Endpoint(_) | Alarm::Console => true,
             });
         }
     }
@@ -304,22 +287,6 @@ impl Shard {
     #[inline]
     pub fn has_effects(&self) -> bool {
         !self.effects.is_empty()
-    }
-
-    /// Counts since the start.
-    pub fn stats(&self) -> Stats {
-        self.stats
-    }
-
-    /// Counts of now.
-    pub fn census(&self) -> Census {
-        Census {
-            clients: self.clients.len(),
-            waiting: self.routes.iter().map(|(_, route)| route.pool.waiting() + route.logins.len()).sum(),
-            servers: self.servers.len(),
-            idle: self.routes.iter().map(|(_, route)| route.pool.idle()).sum(),
-            permits: self.endpoints.iter().map(|endpoint| endpoint.ledger.held()).sum(),
-        }
     }
 
     fn log(
@@ -368,6 +335,7 @@ impl From<Alarm> for u64 {
             Alarm::Client(key) => Party::Client(key).to_owner().0,
             Alarm::Server(key) => Party::Server(key).to_owner().0,
             Alarm::Endpoint(index) => u64::MAX - index as u64,
+            Alarm::Console => CONSOLE_ALARM,
         }
     }
 }
@@ -376,6 +344,9 @@ impl From<u64> for Alarm {
     fn from(number: u64) -> Self {
         if u64::MAX - number < ENDPOINTS_MAX {
             return Alarm::Endpoint((u64::MAX - number) as usize);
+        }
+        if number == CONSOLE_ALARM {
+            return Alarm::Console;
         }
         match Party::from_owner(Owner(number)) {
             Party::Client(key) => Alarm::Client(key),
@@ -408,3 +379,6 @@ const ALARMS_SPARE: usize = 4096;
 
 /// The topmost numbers of an alarm are endpoints: slots of a server's key stay far below.
 const ENDPOINTS_MAX: u64 = 1 << 16;
+
+/// And the one below them.
+const CONSOLE_ALARM: u64 = u64::MAX - ENDPOINTS_MAX;

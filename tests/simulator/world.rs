@@ -611,6 +611,9 @@ impl World {
                 Effect::Dial { server, .. } => self.dials.push(server),
                 Effect::Cancel { .. } | Effect::Log(_) => {}
                 Effect::Compute { .. } => panic!("the model trusts everybody"),
+                Effect::Observe | Effect::Inquire { .. } | Effect::Report { .. } | Effect::Reload { .. } => {
+                    panic!("nobody asks for the console")
+                }
             }
         }
     }
