@@ -19,7 +19,11 @@ mod effect;
 mod farewell;
 mod login;
 mod pools;
+#[cfg(test)]
+mod script;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub use client::Client;
 pub use effect::{DialError, Effect, Party, Peer, Piece};
@@ -149,6 +153,23 @@ pub struct Census {
     pub idle: usize,
     /// Permits held, over all endpoints.
     pub permits: usize,
+}
+
+/// One route on one shard, now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteCensus<'a> {
+    /// The database as its clients name it.
+    pub database: &'a str,
+    /// The user as its clients name it.
+    pub user: &'a str,
+    /// Clients logged in, or about to be.
+    pub clients: usize,
+    /// Clients that wait for a server, or to be let in.
+    pub waiting: usize,
+    /// Servers in any state.
+    pub held: usize,
+    /// Servers at rest.
+    pub idle: usize,
 }
 
 impl Shard {
@@ -320,6 +341,18 @@ impl Shard {
             idle: self.routes.iter().map(|(_, route)| route.pool.idle()).sum(),
             permits: self.endpoints.iter().map(|endpoint| endpoint.ledger.held()).sum(),
         }
+    }
+
+    /// Counts of now, by route.
+    pub fn routes(&self) -> impl Iterator<Item = RouteCensus<'_>> {
+        self.routes.iter().map(|(_, route)| RouteCensus {
+            database: &route.name.1,
+            user: &route.name.2,
+            clients: route.clients,
+            waiting: route.pool.waiting() + route.logins.len(),
+            held: route.pool.held(),
+            idle: route.pool.idle(),
+        })
     }
 
     fn log(

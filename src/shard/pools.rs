@@ -169,13 +169,14 @@ impl Shard {
         server.state = ServerState::Idle;
         let route_key = server.route;
         let expired = server.expires <= self.now;
+        let is_new = server.last_session.is_none();
         if self.draining {
             return self.close_server(key, "shutting down");
         }
         if expired {
             return self.close_server(key, "server_lifetime");
         }
-        if self.must_yield(route_key) {
+        if self.must_yield(route_key, is_new) {
             return self.close_server(key, "its slot goes to a route below its quota");
         }
         let Some(route) = self.routes.get_mut(route_key) else {
@@ -211,9 +212,9 @@ impl Shard {
 
     /// Whether a server of this route that comes to rest must make room for another route of its endpoint: any that
     /// waits while nobody waits here, one that waits below its quota while this one is above, or one that has nothing
-    /// while this one has had its turn.
+    /// while this one has had its turn. One that is new serves somebody first.
     #[inline]
-    fn must_yield(&self, key: RouteKey) -> bool {
+    fn must_yield(&self, key: RouteKey, is_new: bool) -> bool {
         let Some(route) = self.routes.get(key) else { return false };
         let endpoint = &self.endpoints[route.endpoint];
         if endpoint.routes.len() < 2 || endpoint.ledger.held() < endpoint.ledger.limit() {
@@ -227,6 +228,10 @@ impl Shard {
         }
         if route.pool.waiting() == 0 {
             return true;
+        }
+        // Two routes whose connections take longer to open than a turn would take them from each other for ever.
+        if is_new {
+            return false;
         }
         let active = 1 + others().filter(|other| other.pool.held() > 0 || other.wants_server()).count();
         let quota = endpoint.ledger.quota(active);
