@@ -1,0 +1,236 @@
+//! One run: shards, their clients, PostgreSQL, one clock, and chance.
+
+use crate::chance::Chance;
+use crate::client::Client;
+use crate::cluster::Cluster;
+use crate::network::{End, Socket};
+use crate::plan::{Faults, Plan};
+use bytes::Bytes;
+use pgpinion::ids::{ShardId, SocketId};
+use pgpinion::shard::{Effect, Piece, Server, Shard};
+use pgpinion::slab::Key;
+use pgpinion::time::Instant;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub struct World {
+    traced: bool,
+    /// How often each kind of thing has happened.
+    pub kinds: [u64; Self::KINDS.len()],
+    pub faults: Faults,
+    pub plan: Plan,
+    pub chance: Chance,
+    pub now: Instant,
+    pub nodes: Vec<Node>,
+    pub sockets: BTreeMap<u32, Socket>,
+    /// The next socket's number.
+    pub next_socket: u32,
+    pub dials: Vec<Dial>,
+    pub clients: Vec<Client>,
+    /// By endpoint.
+    pub clusters: Vec<Cluster>,
+    pub draining: bool,
+    /// The shard that the last step concerned.
+    pub touched: usize,
+}
+
+/// A shard and its core.
+pub struct Node {
+    pub shard: Shard,
+    /// Until then its core does something else.
+    pub stalls_until: Instant,
+    pub told_to_drain: bool,
+}
+
+/// A connection being made.
+#[derive(Clone, Copy)]
+pub struct Dial {
+    pub shard: usize,
+    pub server: Key<Server>,
+    pub endpoint: usize,
+}
+
+impl World {
+    pub fn new(seed: u64, faults: Faults) -> Self {
+        let mut chance = Chance::new(seed);
+        let plan = Plan::draw(&mut chance, faults, Self::KINDS.len());
+        let config = Arc::new(plan.config());
+        let nodes = (0..plan.shards).map(|number| Node {
+            shard: Shard::new(config.clone(), ShardId(number as u16), plan.shards, seed),
+            stalls_until: Instant::default(),
+            told_to_drain: false,
+        });
+        let mut clients = Vec::new();
+        for (database, user, count) in &plan.routes {
+            for _ in 0..*count {
+                let mut client = Client::new(format!("c{}", clients.len()), database, user, &mut chance);
+                client.thinks_until = client.thinks_until + chance.up_to(plan.think_max);
+                clients.push(client);
+            }
+        }
+        Self {
+            traced: std::env::var_os("SIM_TRACE").is_some(),
+            kinds: [0; Self::KINDS.len()],
+            faults,
+            nodes: nodes.collect(),
+            clusters: plan.limits.iter().map(|&limit| Cluster::new(limit)).collect(),
+            plan,
+            chance,
+            now: Instant::from_nanos(1),
+            sockets: BTreeMap::new(),
+            next_socket: 0,
+            dials: Vec::new(),
+            clients,
+            draining: false,
+            touched: 0,
+        }
+    }
+
+    /// Plays until every client has come to its end, drains all shards, and checks that nothing is left.
+    pub fn run(mut self) {
+        let patience = if self.chance.one_in(2) { Duration::ZERO } else { Duration::from_secs(3600) };
+        self.play(|world| world.clients_are_over());
+        self.check_clients();
+        // Now and then everything may come to rest first.
+        let end = self.now + patience;
+        self.play(|world| world.now >= end);
+        self.draining = true;
+        self.play(|world| world.nodes.iter().all(|node| node.told_to_drain && node.shard.is_empty()));
+        self.check_end();
+    }
+
+    /// Steps until then, or until nothing more can happen.
+    fn play(&mut self, is_over: impl Fn(&Self) -> bool) {
+        for step in 0.. {
+            assert!(step < STEPS_MAX, "it does not come to an end: {:?}", self.kinds);
+            self.check();
+            if is_over(self) || (!self.act() && !self.wait()) {
+                return;
+            }
+        }
+    }
+
+    fn clients_are_over(&self) -> bool {
+        self.clients.iter().all(Client::is_over)
+    }
+
+    /// Time passes until something happens by itself; false if nothing ever will.
+    fn wait(&mut self) -> bool {
+        let closing = self.sockets.values().filter(|socket| socket.closing.is_some());
+        let clients = self.clients.iter().filter(|client| !client.is_over());
+        let shards = self.nodes.iter().map(|node| match node.stalls_until {
+            until if until > self.now => until,
+            _ => node.shard.next_deadline(),
+        });
+        let next = closing
+            .map(|socket| socket.closing_until)
+            .chain(clients.flat_map(|client| [client.thinks_until, client.stalls_until]))
+            .chain(self.clusters.iter().map(|cluster| cluster.next_event(self.now)))
+            .chain(shards)
+            .filter(|&at| at > self.now)
+            .min()
+            .unwrap_or(Instant::NEVER);
+        if next == Instant::NEVER {
+            return false;
+        }
+        self.check_rest();
+        self.now = next;
+        true
+    }
+
+    // ---- a shard handles something ----
+
+    /// Lets a shard handle an event that came with these bytes, and does what it wants done.
+    pub fn tell<T>(&mut self, shard: usize, bytes: &[u8], event: impl FnOnce(&mut Shard) -> T) -> T {
+        let node = &mut self.nodes[shard].shard;
+        node.set_time(self.now);
+        let outcome = event(node);
+        self.touched = shard;
+        let mut effects = Vec::new();
+        node.take_effects(&mut effects);
+        for effect in effects {
+            self.apply(shard, effect, bytes);
+        }
+        outcome
+    }
+
+    fn apply(&mut self, shard: usize, effect: Effect, bytes: &[u8]) {
+        match effect {
+            Effect::Send { socket, piece } => {
+                let piece = match piece {
+                    Piece::Own(bytes) => bytes,
+                    Piece::Received(range) => Bytes::copy_from_slice(&bytes[range]),
+                };
+                self.trace(|| format!("shard {shard} sends {} bytes to socket {}", piece.len(), socket.slot));
+                if let Some(socket) = self.socket_of(shard, socket) {
+                    assert!(socket.closing.is_none(), "nothing is sent behind a close");
+                    socket.unsent.extend(&piece);
+                }
+            }
+            Effect::Receive { socket, on } => {
+                if let Some(socket) = self.socket_of(shard, socket) {
+                    socket.receiving = on;
+                }
+            }
+            Effect::Close { socket, linger } => {
+                let now = self.now;
+                self.trace(|| format!("shard {shard} closes socket {} ({linger:?})", socket.slot));
+                if let Some(socket) = self.socket_of(shard, socket) {
+                    socket.close(linger, now);
+                }
+            }
+            Effect::Dial { server, endpoint } => {
+                self.clusters[endpoint].dialing += 1;
+                self.dials.push(Dial { shard, server, endpoint });
+            }
+            Effect::Cancel { socket, .. } => {
+                let Some(End::Server(endpoint, backend)) =
+                    self.socket_of(shard, socket).map(|socket| socket.peer)
+                else {
+                    return;
+                };
+                if let Some(backend) = self.clusters[endpoint].backend(backend) {
+                    backend.busy_until = backend.busy_until.min(self.now);
+                }
+            }
+            Effect::Log(line) => self.trace(|| format!("shard {shard}: {}", line.message)),
+            Effect::Compute { .. } => panic!("the model trusts everybody"),
+        }
+    }
+
+    /// A replayed run tells what happens.
+    pub fn trace(&self, what: impl FnOnce() -> String) {
+        if self.traced {
+            eprintln!("{:12.6} {}", self.now.as_nanos() as f64 / 1e9, what());
+        }
+    }
+
+    // ---- sockets ----
+
+    pub fn open_socket(&mut self, shard: usize, peer: End) -> SocketId {
+        let slot = self.next_socket;
+        self.next_socket += 1;
+        self.sockets.insert(slot, Socket::new(shard, peer));
+        SocketId { slot, generation: 0 }
+    }
+
+    /// A socket as a shard names it. It is gone if PostgreSQL or the client was faster.
+    fn socket_of(&mut self, shard: usize, socket: SocketId) -> Option<&mut Socket> {
+        let socket = self.sockets.get_mut(&socket.slot)?;
+        assert_eq!(socket.shard, shard, "a shard names its own sockets only");
+        Some(socket)
+    }
+
+    pub fn is_stalled(&self, shard: usize) -> bool {
+        self.nodes[shard].stalls_until > self.now
+    }
+
+    /// The sockets that this is true of.
+    pub fn sockets_where(&self, is_wanted: impl Fn(&Socket) -> bool) -> Vec<u32> {
+        self.sockets.iter().filter(|(_, socket)| is_wanted(socket)).map(|(&slot, _)| slot).collect()
+    }
+}
+
+/// Far more than any run needs.
+const STEPS_MAX: u64 = 2_000_000;
