@@ -2,8 +2,9 @@
 
 use super::client::State as ClientState;
 use super::server::State as ServerState;
-use super::{ClientKey, Effect, Party, ServerKey, Shard};
+use super::{Client, ClientKey, Effect, Party, Server, ServerKey, Shard};
 use crate::ids::Owner;
+use crate::slab::Key;
 use hashbrown::HashSet;
 
 impl Shard {
@@ -57,27 +58,32 @@ impl Shard {
     /// A step that was not finished may have left a link that one side knows nothing of, or that carries nothing, or a
     /// client that waits in no queue. None of them would ever be moved on.
     fn condemn_strays(&mut self) {
+        let (clients, servers) = self.strays();
+        for client in clients {
+            self.condemn_client(client);
+        }
+        for server in servers {
+            self.condemn_server_alone(server);
+        }
+    }
+
+    /// Parties in a state that no event would take them out of. Between two events there is none, and the simulator
+    /// looks.
+    pub fn strays(&self) -> (Vec<Key<Client>>, Vec<Key<Server>>) {
         let queued: HashSet<ClientKey> = self
             .routes
             .iter()
             .flat_map(|(_, route)| route.pool.waiting_clients().chain(route.logins.iter().copied()))
             .collect();
-        for client in self.clients.keys() {
-            if self.is_stray_client(client, &queued) {
-                self.condemn_client(client);
-            }
-        }
-        for server in self.servers.keys() {
-            if self.is_stray_server(server) {
-                self.condemn_server_alone(server);
-            }
-        }
+        let clients = self.clients.iter().filter(|(key, client)| self.is_stray_client(*key, client, &queued));
+        let servers = self.servers.iter().filter(|(key, server)| self.is_stray_server(*key, server));
+        (clients.map(|(key, _)| key).collect(), servers.map(|(key, _)| key).collect())
     }
 
-    fn is_stray_client(&self, key: ClientKey, queued: &HashSet<ClientKey>) -> bool {
-        let Some(client) = self.clients.get(key) else { return false };
+    fn is_stray_client(&self, key: ClientKey, client: &Client, queued: &HashSet<ClientKey>) -> bool {
         match client.state {
-            ClientState::Linked(server) => !self.is_linked(key, server) || self.link_is_idle(key, server),
+            // A link that could be given back carries nothing.
+            ClientState::Linked(server) => !self.is_linked(key, server) || self.gives_back(server, key),
             ClientState::Waiting | ClientState::AwaitParameters => !queued.contains(&key),
             ClientState::Startup { .. }
             | ClientState::Idle
@@ -87,15 +93,15 @@ impl Shard {
         }
     }
 
-    fn is_stray_server(&self, key: ServerKey) -> bool {
-        match self.servers.get(key).map(|server| &server.state) {
-            Some(&ServerState::Linked(client)) => !self.is_linked(client, key),
+    fn is_stray_server(&self, key: ServerKey, server: &Server) -> bool {
+        match server.state {
+            ServerState::Linked(client) => !self.is_linked(client, key),
             _ => false,
         }
     }
 
     /// Both know it.
-    fn is_linked(&self, client: ClientKey, server: ServerKey) -> bool {
+    pub(super) fn is_linked(&self, client: ClientKey, server: ServerKey) -> bool {
         let client_knows =
             self.clients.get(client).is_some_and(|each| each.state == ClientState::Linked(server));
         let server_knows = self
@@ -103,11 +109,6 @@ impl Shard {
             .get(server)
             .is_some_and(|each| matches!(each.state, ServerState::Linked(linked) if linked == client));
         client_knows && server_knows
-    }
-
-    /// The server could be given back, and was not: between two events that is so in session pooling only.
-    fn link_is_idle(&self, client: ClientKey, server: ServerKey) -> bool {
-        self.gives_back(server, client)
     }
 }
 
@@ -117,88 +118,10 @@ const REASON: &str = "internal error";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
-    use crate::ids::{ShardId, SocketId};
-    use crate::shard::{DialError, Peer};
+    use crate::shard::DialError;
+    use crate::shard::script::*;
     use crate::time::Instant;
-    use std::sync::Arc;
     use std::time::Duration;
-
-    fn shard() -> Shard {
-        let mut config = Config::upstream("127.0.0.1:5432", &[0]).unwrap();
-        config.endpoints[0].max_connections = 1;
-        Shard::new(Arc::new(config), ShardId(0), 1, 0)
-    }
-
-    fn socket(slot: u32) -> SocketId {
-        SocketId { slot, generation: 0 }
-    }
-
-    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![tag];
-        bytes.extend((body.len() as u32 + 4).to_be_bytes());
-        bytes.extend(body);
-        bytes
-    }
-
-    /// A client that has sent its startup packet, on the socket of this number.
-    fn client(shard: &mut Shard, slot: u32) -> (Owner, ClientKey) {
-        let owner = shard.accepted(socket(slot), Peer::Unix, 7, false);
-        let body = b"\0\x03\0\0user\0u\0database\0d\0\0";
-        let packet = [&(body.len() as u32 + 4).to_be_bytes()[..], body].concat();
-        shard.received(owner, &packet);
-        let Party::Client(key) = Party::from_owner(owner) else { panic!("a client is a client") };
-        (owner, key)
-    }
-
-    fn dials(shard: &mut Shard) -> Vec<ServerKey> {
-        let effects = effects(shard);
-        let dials = effects.into_iter().filter_map(|effect| match effect {
-            Effect::Dial { server, .. } => Some(server),
-            _ => None,
-        });
-        dials.collect()
-    }
-
-    fn effects(shard: &mut Shard) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        shard.take_effects(&mut effects);
-        effects
-    }
-
-    /// A server on socket 100, logged in, all of its bytes sent.
-    fn log_in(shard: &mut Shard, server: ServerKey) -> Owner {
-        let owner = Party::Server(server).to_owner();
-        shard.dialed(server, Ok(socket(100)));
-        shard.sent(owner, 1000);
-        let hello = [message(b'R', &[0; 4]), message(b'K', &[0, 0, 0, 1, 0, 0, 0, 2]), message(b'Z', b"I")];
-        shard.received(owner, &hello.concat());
-        owner
-    }
-
-    /// A client on socket 0, linked to a server on socket 100 that answers its query.
-    fn linked() -> (Shard, (Owner, ClientKey), (Owner, ServerKey)) {
-        let mut shard = shard();
-        let client = client(&mut shard, 0);
-        let server = dials(&mut shard)[0];
-        let owner = log_in(&mut shard, server);
-        shard.received(client.0, &message(b'Q', b"select 1\0"));
-        effects(&mut shard);
-        (shard, client, (owner, server))
-    }
-
-    fn closed(shard: &mut Shard) -> Vec<u32> {
-        let mut slots: Vec<u32> = effects(shard)
-            .iter()
-            .filter_map(|effect| match effect {
-                Effect::Close { socket, .. } => Some(socket.slot),
-                _ => None,
-            })
-            .collect();
-        slots.sort_unstable();
-        slots.dedup();
-        slots
-    }
 
     #[test]
     fn a_condemned_link_gives_its_permit_back() {

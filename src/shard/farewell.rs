@@ -278,7 +278,8 @@ impl Shard {
                 let (endpoint, route) = (server.endpoint, server.route);
                 self.dial_failed(endpoint, route, "server_connect_timeout during login".into());
                 self.log_close(key, "server_connect_timeout during login");
-                self.end_server(key, None);
+                // PostgreSQL may be at it still: its connection counts until it has closed it.
+                self.end_server(key, Some(self.config.timeouts.server_close));
             }
             State::Idle => {
                 let reason =

@@ -23,10 +23,15 @@ mod farewell;
 mod login;
 mod pools;
 mod report;
+#[cfg(test)]
+mod script;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub use client::Client;
 pub use effect::{DialError, Effect, Party, Peer, Piece};
+pub use report::RouteCensus;
 pub use server::Server;
 
 use crate::config::{Config, LogLevel, PoolMode};

@@ -174,6 +174,7 @@ impl Shard {
         server.state = ServerState::Idle;
         let (route_key, endpoint) = (server.route, server.endpoint);
         let expired = server.expires <= self.now;
+        let is_new = server.last_session.is_none();
         if self.draining {
             return self.close_server(key, "shutting down");
         }
@@ -183,7 +184,7 @@ impl Shard {
         if self.is_over_limit(endpoint) {
             return self.close_server(key, OVER_LIMIT);
         }
-        if self.must_yield(route_key) {
+        if self.must_yield(route_key, is_new) {
             self.count_recall(route_key);
             return self.close_server(key, "its slot goes to a route below its quota");
         }
@@ -224,9 +225,9 @@ impl Shard {
 
     /// Whether a server of this route that comes to rest must make room for another route of its endpoint: any that
     /// waits while nobody waits here, one that waits below its quota while this one is above, or one that has nothing
-    /// while this one has had its turn.
+    /// while this one has had its turn. One that is new serves somebody first.
     #[inline]
-    fn must_yield(&self, key: RouteKey) -> bool {
+    fn must_yield(&self, key: RouteKey, is_new: bool) -> bool {
         let Some(route) = self.routes.get(key) else { return false };
         let endpoint = &self.endpoints[route.endpoint];
         if endpoint.routes.len() < 2 || endpoint.ledger.held() < endpoint.ledger.limit() {
@@ -240,6 +241,10 @@ impl Shard {
         }
         if route.pool.waiting() == 0 {
             return true;
+        }
+        // Two routes whose connections take longer to open than a turn would take them from each other for ever.
+        if is_new {
+            return false;
         }
         let active = 1 + others().filter(|other| other.pool.held() > 0 || other.wants_server()).count();
         let quota = endpoint.ledger.quota(active);

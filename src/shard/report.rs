@@ -7,6 +7,23 @@ use crate::metrics::{Census, CoreReport, ROUTES_REPORTED_MAX, RouteReport, Shard
 use hashbrown::HashMap;
 use std::cmp::Reverse;
 
+/// One route on one shard, now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteCensus<'a> {
+    /// The database as its clients name it.
+    pub database: &'a str,
+    /// The user as its clients name it.
+    pub user: &'a str,
+    /// Clients logged in, or about to be.
+    pub clients: usize,
+    /// Clients that wait for a server, or to be let in.
+    pub waiting: usize,
+    /// Servers in any state.
+    pub held: usize,
+    /// Servers at rest.
+    pub idle: usize,
+}
+
 impl Shard {
     /// Counts since the start.
     pub fn stats(&self) -> Stats {
@@ -22,6 +39,18 @@ impl Shard {
             idle: self.routes.iter().map(|(_, route)| route.pool.idle()).sum(),
             permits: self.endpoints.iter().map(|endpoint| endpoint.ledger.held()).sum(),
         }
+    }
+
+    /// Counts of now, by route.
+    pub fn routes(&self) -> impl Iterator<Item = RouteCensus<'_>> {
+        self.routes.iter().map(|(_, route)| RouteCensus {
+            database: &route.name.1,
+            user: &route.name.2,
+            clients: route.clients,
+            waiting: route.pool.waiting() + route.logins.len(),
+            held: route.pool.held(),
+            idle: route.pool.idle(),
+        })
     }
 
     /// All there is to tell, together with what the engine knows of the core.

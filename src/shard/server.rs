@@ -203,6 +203,10 @@ impl Shard {
                     return self.take_back(key, client, &bytes[at..]);
                 }
                 self.ready(key, client);
+                // They were parted; what is left is not for that client.
+                if at < bytes.len() && !self.is_linked(client, key) {
+                    return self.unlinked_received(key, &bytes[at..]);
+                }
             }
         }
         self.server_has_room(client, key);
