@@ -47,11 +47,10 @@ impl Shard {
     }
 
     fn report_route(&self, key: RouteKey, route: &Route, linked: &HashMap<RouteKey, usize>) -> RouteReport {
-        let (_, database, user) = &route.name;
         RouteReport {
             endpoint: self.config.endpoints[route.endpoint].name.clone(),
-            database: database.clone(),
-            user: user.clone(),
+            database: route.name.database.to_string(),
+            user: route.name.user.to_string(),
             clients: route.clients,
             permits: route.pool.held(),
             idle: route.pool.idle(),

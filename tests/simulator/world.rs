@@ -569,9 +569,8 @@ impl World {
                 Effect::Dial { server, .. } => self.dials.push(server),
                 Effect::Cancel { .. } | Effect::Log(_) => {}
                 Effect::Compute { .. } => panic!("the model trusts everybody"),
-                Effect::Observe | Effect::Inquire { .. } | Effect::Report { .. } | Effect::Reload { .. } => {
-                    panic!("nobody asks for the console")
-                }
+                Effect::Take { .. } | Effect::Mail { .. } => panic!("there is no other shard"),
+                Effect::Observe | Effect::Reload { .. } => panic!("nobody asks for the console"),
             }
         }
     }
