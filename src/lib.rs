@@ -58,6 +58,7 @@ pub mod ids;
 pub mod ledger;
 pub mod limits;
 pub mod log_line;
+pub mod mail;
 pub mod metrics;
 pub mod pool;
 #[cfg(feature = "runtime")]

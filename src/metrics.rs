@@ -214,6 +214,14 @@ pub struct Stats {
     pub logins: u64,
     /// Server connections opened.
     pub opened: u64,
+    /// Servers given to other shards.
+    pub handed_out: u64,
+    /// Servers got from other shards.
+    pub handed_in: u64,
+    /// Clients sent to other shards.
+    pub steered_out: u64,
+    /// Clients that other shards sent.
+    pub steered_in: u64,
     /// Time clients waited for a server.
     pub wait: Duration,
 }

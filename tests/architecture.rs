@@ -23,12 +23,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("pool", &[]),
     ("admin", &["config", "ids", "metrics", "wire"]),
     ("ledger", &["ids"]),
+    ("mail", &["ids", "ledger", "metrics", "server", "time"]),
     // One core, pure.
     (
         "shard",
         &[
-            "admin", "config", "ids", "ledger", "limits", "log_line", "metrics", "pool", "server", "session",
-            "slab", "time", "wire",
+            "admin", "config", "ids", "ledger", "limits", "log_line", "mail", "metrics", "pool", "server",
+            "session", "slab", "time", "wire",
         ],
     ),
     // The kernel.
@@ -39,8 +40,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "engine",
         &[
-            "config", "control", "ids", "log_line", "metrics", "ring", "shard", "slab", "server", "wire",
-            "time",
+            "config", "control", "ids", "log_line", "mail", "metrics", "ring", "shard", "slab", "server",
+            "wire", "time",
         ],
     ),
     ("arguments", &["config"]),
@@ -51,7 +52,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 /// Rooms that build and pass their tests without glommio, io_uring and libc.
 const PURE: &[&str] = &[
     "ids", "time", "limits", "log_line", "slab", "metrics", "admin", "wire", "config", "server", "session",
-    "pool", "ledger", "shard",
+    "pool", "ledger", "mail", "shard",
 ];
 
 fn source() -> PathBuf {

@@ -338,6 +338,8 @@ fn blank() -> Config {
         pool_mode: PoolMode::Session,
         max_client_conn: 0,
         default_pool_size: None,
+        hand_over: false,
+        steering: false,
         auth_type: AuthType::Trust,
         admin_users: Vec::new(),
         metrics_listen: None,

@@ -49,6 +49,10 @@ pub struct Config {
     pub max_client_conn: usize,
     /// Connections that a route without a ceiling of its own can have at most; `None` for as many as the endpoint has.
     pub default_pool_size: Option<usize>,
+    /// Whether idle server connections go to the shard where they are wanted.
+    pub hand_over: bool,
+    /// Whether clients go to the shards where their route lives.
+    pub steering: bool,
     /// How clients prove who they are.
     pub auth_type: AuthType,
     /// Who may open the console.

@@ -26,6 +26,8 @@ impl Config {
     pub fn reload(&self, new: &Config) -> Result<Reloaded, String> {
         let config = Config {
             default_pool_size: new.default_pool_size,
+            hand_over: new.hand_over,
+            steering: new.steering,
             admin_users: new.admin_users.clone(),
             timeouts: new.timeouts,
             log: new.log,

@@ -141,6 +141,22 @@ pub(super) const GENERAL: &[General] = &[
     )
     .within(0, CONNECTIONS_MAX)
     .live(),
+    General::new(
+        "hand_over",
+        "true",
+        "true or false",
+        |c| &mut c.hand_over,
+        "whether idle server connections go to the shard where they are wanted",
+    )
+    .live(),
+    General::new(
+        "steering",
+        "true",
+        "true or false",
+        |c| &mut c.steering,
+        "whether clients go, at login, to the few shards that a route with few connections lives on",
+    )
+    .live(),
     General::new("auth_type", r#""trust""#, "trust", |c| &mut c.auth_type, "how clients prove who they are"),
     General::new(
         "auth_file",

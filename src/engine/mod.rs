@@ -7,6 +7,7 @@
 
 mod dial;
 pub mod panics;
+mod post;
 mod process;
 mod reload;
 
@@ -17,14 +18,16 @@ use crate::config::{Config, LogLevel};
 use crate::control::crypto::Helpers;
 use crate::control::log::Logger;
 use crate::control::resolve::Resolver;
-use crate::ids::{Owner, ShardId};
-use crate::metrics::{CoreReport, ShardReport, Stats};
+use crate::ids::{Owner, ShardId, SocketId};
+use crate::mail::{Letter, STEERED_MAX};
+use crate::metrics::{CoreReport, Stats};
 use crate::ring::{
     self, CloseMode, Event, Keepalive, Outgoing, Received, Ring, SocketAddress, Tasks, TcpOptions, clock,
 };
 use crate::shard::{Effect, Party, Peer, Piece, Shard};
 use crate::slab::Key;
 use crossbeam_channel::{Receiver, Sender};
+use post::Post;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -35,8 +38,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// What reaches a shard from other threads.
 #[derive(Clone, Debug)]
 pub enum Mail {
-    /// End in good order: finish transactions, then go.
+    /// Finish transactions, and send everybody away.
     Drain,
+    /// All shards have: go. Whom a letter still brings is sent away first.
+    End,
     /// End now.
     Stop,
     /// Write the counts of the last period to the log.
@@ -48,13 +53,6 @@ pub enum Mail {
         /// Which of the published ones it is.
         generation: u64,
     },
-    /// Make a report for this shard.
-    Inquiry {
-        /// Which asks.
-        from: ShardId,
-    },
-    /// The report of another shard, which was asked for.
-    Told(Box<ShardReport>),
     /// The reload that a client of the console asked for came to its end.
     Reloaded {
         /// Its key, as a number.
@@ -69,12 +67,16 @@ pub enum Mail {
 pub(crate) enum News {
     /// It goes on with the configuration of this generation.
     Configured(u64),
-    /// It wants another shard's report.
-    Inquiry { from: ShardId, to: ShardId },
-    /// It was asked for its report.
-    Report { to: ShardId, report: Box<ShardReport> },
+    /// It was drained. Told once.
+    Drained,
     /// A client of its console wants a reload.
     Reload { from: ShardId, client: u64 },
+}
+
+/// A letter on its way.
+pub(crate) struct Parcel {
+    pub from: ShardId,
+    pub letter: Letter<OwnedFd>,
 }
 
 /// What a shard is made of. All of it may be shared or sent.
@@ -83,8 +85,11 @@ pub(crate) struct Parts {
     pub id: ShardId,
     pub shards: usize,
     pub listeners: Vec<OwnedFd>,
+    /// Words of the main thread.
     pub mail: Receiver<Mail>,
     pub news: Sender<News>,
+    /// Letters of the other shards.
+    pub post: Post<Parcel>,
     /// Clients of the whole process: counted at accept and close only.
     pub clients: Arc<AtomicUsize>,
     pub logger: Logger,
@@ -103,12 +108,17 @@ pub(crate) struct Engine {
     effects: RefCell<Vec<Effect>>,
     mail: Receiver<Mail>,
     news: Sender<News>,
+    told_drained: Cell<bool>,
+    post: Post<Parcel>,
+    /// Of the connection that was just taken out of the ring.
+    descriptor: Cell<Option<OwnedFd>>,
     clients: Arc<AtomicUsize>,
     logger: RefCell<Logger>,
     resolver: Resolver,
     helpers: Helpers,
     listeners: RefCell<Vec<crate::ring::ListenerId>>,
     stopping: Cell<bool>,
+    may_end: Cell<bool>,
     reported: Cell<Stats>,
     panics: Cell<u64>,
     /// The CPU it is pinned to.
@@ -130,12 +140,16 @@ impl Engine {
             effects: RefCell::new(Vec::with_capacity(64)),
             mail: parts.mail,
             news: parts.news,
+            told_drained: Cell::new(false),
+            post: parts.post,
+            descriptor: Cell::new(None),
             clients: parts.clients,
             logger: RefCell::new(parts.logger),
             resolver: parts.resolver,
             helpers: parts.helpers,
             listeners: RefCell::new(listeners),
             stopping: Cell::new(false),
+            may_end: Cell::new(false),
             reported: Cell::new(Stats::default()),
             panics: Cell::new(0),
             cpu,
@@ -151,11 +165,12 @@ impl Engine {
         let _ends = panics::EndsTheProcess;
         while !self.stopping.get() {
             let slept = Cell::new(true);
-            let deadline = || {
+            let about_to_sleep = || {
                 slept.set(true);
+                self.post.ring_bells();
                 self.shard.borrow().next_deadline()
             };
-            self.ring.turn_until(deadline, &mut |event| {
+            self.ring.turn_until(about_to_sleep, &mut |event| {
                 if slept.replace(false) {
                     self.shard.borrow_mut().set_time(clock::now());
                 }
@@ -165,11 +180,21 @@ impl Engine {
             if self.tasks.may_be_runnable() {
                 self.tasks.settle().await;
             }
-            if self.listeners.borrow().is_empty() && self.shard.borrow().is_empty() {
-                return Ok(());
+            if self.is_drained() {
+                if self.may_end.get() {
+                    break;
+                }
+                if !self.told_drained.replace(true) {
+                    self.tell(News::Drained);
+                }
             }
         }
+        self.post.ring_bells();
         Ok(())
+    }
+
+    fn is_drained(&self) -> bool {
+        self.listeners.borrow().is_empty() && self.shard.borrow().is_empty()
     }
 
     /// Acts on deadlines that have come.
@@ -212,7 +237,7 @@ impl Engine {
                 self.doorbells.set(self.doorbells.get() + 1);
                 self.read_mail();
             }
-            Event::Taken { .. } => unreachable!("no connection moves in this version"),
+            Event::Taken { owner, fd, .. } => self.taken(owner, fd),
         }
     }
 
@@ -257,6 +282,8 @@ impl Engine {
                 Effect::Close { socket, linger: Some(linger) } => {
                     self.ring.close(socket, CloseMode::AfterSending(linger));
                 }
+                Effect::Take { socket } => self.ring.take(socket),
+                Effect::Mail { to, letter } => self.send_letter(to, letter),
                 Effect::Dial { server, endpoint } => self.spawn_dial(server, endpoint),
                 Effect::Cancel { socket, key } => self.spawn_cancel(socket, key),
                 Effect::Compute { server, work } => self.spawn_computation(server, work),
@@ -264,8 +291,6 @@ impl Engine {
                     let core = self.core_report();
                     self.with_shard(None, |shard| shard.observed(core));
                 }
-                Effect::Inquire { to } => self.tell(News::Inquiry { from: self.id, to }),
-                Effect::Report { to, report } => self.tell(News::Report { to, report }),
                 Effect::Reload { client } => {
                     self.tell(News::Reload { from: self.id, client: client.to_bits() });
                 }
@@ -307,15 +332,53 @@ impl Engine {
 
     // ---- mail ----
 
+    /// A connection is out of the ring: it goes, if the shard still wants that.
+    fn taken(self: &Rc<Self>, owner: Owner, fd: OwnedFd) {
+        let has_room = |to| self.post.has_fewer_than(STEERED_MAX, to);
+        let leaves = self.shard.borrow_mut().taken(owner, has_room);
+        if leaves {
+            self.descriptor.set(Some(fd));
+            self.apply(None);
+        } else {
+            let socket = self.ring.adopt(fd, owner);
+            self.guarded(owner, None, |shard| shard.stays(owner, socket));
+        }
+    }
+
+    fn send_letter(self: &Rc<Self>, to: ShardId, letter: Letter<()>) {
+        let letter = letter.map(|()| match self.descriptor.take() {
+            Some(fd) => fd,
+            None => unreachable!("a connection leaves when it was taken out of the ring"),
+        });
+        if let Err(parcel) = self.post.send(to, Parcel { from: self.id, letter })
+            && parcel.letter.connection().is_some()
+        {
+            // That shard has ended, and this one is about to: its letter is ours to deal with.
+            self.read_letter(parcel);
+        }
+    }
+
+    fn read_letter(self: &Rc<Self>, Parcel { from, letter }: Parcel) {
+        let letter = letter.map(|fd| self.ring.adopt(fd, NOBODY));
+        let socket: Option<SocketId> = letter.connection().copied();
+        let owner = self.shard.borrow_mut().mail(from, letter);
+        if let (Some(socket), Some(owner)) = (socket, owner) {
+            self.ring.set_owner(socket, owner);
+        }
+        self.apply(None);
+    }
+
     fn read_mail(self: &Rc<Self>) {
+        for parcel in self.post.read() {
+            self.read_letter(parcel);
+        }
         while let Ok(mail) = self.mail.try_recv() {
             match mail {
                 Mail::Drain => self.drain(),
+                Mail::End => self.may_end.set(true),
                 Mail::Stop => self.stopping.set(true),
                 Mail::Report => self.report(),
                 Mail::Configure { config, generation } => self.configure(config, generation),
-                Mail::Inquiry { from } => self.with_shard_now(|shard| shard.inquired(from)),
-                Mail::Told(report) => self.with_shard_now(|shard| shard.told(*report)),
                 Mail::Reloaded { client, good } => {
                     self.with_shard_now(|shard| shard.reloaded(Key::from_bits(client), good));
                 }
@@ -355,8 +418,8 @@ impl Engine {
             LogLevel::Info,
             format!(
                 "stats: shard {}: {transactions} xacts, {queries} queries, {} logins, in {} B, out {} B, wait {wait} us a \
-                 xact; clients {} ({} waiting), servers {} ({} idle), {} opened; {} turns, {} doorbells, \
-                 buffers {} of {} free, {} panics",
+                 xact; clients {} ({} waiting), servers {} ({} idle), {} opened; handed over {} out {} in, steered {} out {} in; \
+                 since start: {} turns, {} doorbells, letters {} out {} in; buffers {} of {} free, {} panics",
                 self.id,
                 now.logins - last.logins,
                 now.received - last.received,
@@ -366,8 +429,14 @@ impl Engine {
                 census.servers,
                 census.idle,
                 now.opened - last.opened,
+                now.handed_out - last.handed_out,
+                now.handed_in - last.handed_in,
+                now.steered_out - last.steered_out,
+                now.steered_in - last.steered_in,
                 core.turns,
                 core.doorbells,
+                core.letters_out,
+                core.letters_in,
                 core.buffers_free,
                 core.buffers,
                 core.panics,
@@ -376,13 +445,13 @@ impl Engine {
     }
 
     fn core_report(&self) -> CoreReport {
-        let ring = self.ring.stats();
+        let (ring, post) = (self.ring.stats(), self.post.stats());
         CoreReport {
             cpu: self.cpu,
             turns: ring.enters,
             doorbells: self.doorbells.get(),
-            letters_in: 0,
-            letters_out: 0,
+            letters_in: post.received,
+            letters_out: post.sent,
             panics: self.panics.get(),
             buffers_free: ring.buffers_free,
             buffers: ring.buffers,

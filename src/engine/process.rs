@@ -1,7 +1,8 @@
 //! The process: threads, listeners, signals, the end.
 
+use super::post::Post;
 use super::reload::{Reloads, Source};
-use super::{Engine, Mail, News, Parts};
+use super::{Engine, Mail, News, Parcel, Parts};
 use crate::config::{self, Config, Listen};
 use crate::control::affinity::Housekeeping;
 use crate::control::crypto::Helpers;
@@ -11,6 +12,7 @@ use crate::control::resolve::Resolver;
 use crate::control::signals::{self, Signal};
 use crate::ids::ShardId;
 use crate::log_line::Line;
+use crate::mail::letters_max;
 use crate::ring::{self, Doorbell, Ring, RingSettings, Tasks};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
 use std::fmt;
@@ -165,10 +167,13 @@ fn start_shards(
     endings: &Receiver<Result<(), RunError>>,
 ) -> Result<Vec<ShardThread>, RunError> {
     let count = common.config.cores.shards.len();
+    let permits = common.config.endpoints.iter().map(|endpoint| endpoint.max_connections).sum();
+    let posts = Post::connect(count, letters_max(permits, count))
+        .map_err(|error| RunError(format!("cannot make the shards' doorbells: {error}")))?;
     let mut shards = Vec::with_capacity(count);
-    for (index, settings) in common.config.cores.shards.iter().enumerate() {
+    for ((index, settings), post) in common.config.cores.shards.iter().enumerate().zip(posts) {
         let own = std::mem::take(&mut listeners.per_shard[index]);
-        match start_shard(common, own, index, settings) {
+        match start_shard(common, own, post, index, settings) {
             Ok(shard) => shards.push(shard),
             Err(error) => {
                 tell(&shards, Mail::Stop);
@@ -183,21 +188,23 @@ fn start_shards(
 fn start_shard(
     common: &Common,
     listeners: Vec<OwnedFd>,
+    post: Post<Parcel>,
     index: usize,
     settings: &config::Shard,
 ) -> Result<ShardThread, RunError> {
     let failed =
         |error: &dyn fmt::Display| RunError(format!("shard {index} on CPU {}: {error}", settings.cpu));
-    let shards = common.config.cores.shards.len();
-    let (mail, mailbox) = bounded(MAIL_MAX + 2 * shards);
-    let (ready, doorbell) = bounded(1);
+    let (mail, mailbox) = bounded(MAIL_MAX);
+    let (ready, started) = bounded(1);
+    let doorbell = post.doorbell();
     let parts = Parts {
         config: common.config.clone(),
         id: ShardId(index as u16),
-        shards,
+        shards: common.config.cores.shards.len(),
         listeners,
         mail: mailbox,
         news: common.news.clone(),
+        post,
         clients: common.clients.clone(),
         logger: common.logger.clone(),
         resolver: common.resolver.clone(),
@@ -222,20 +229,19 @@ fn start_shard(
                 ended.send(outcome.map_err(|error| RunError(format!("shard {index} on CPU {cpu}: {error}"))));
         })
         .map_err(|error| failed(&error))?;
-    match doorbell.recv() {
-        Ok(doorbell) => Ok(ShardThread { thread, mail, doorbell }),
+    match started.recv() {
+        Ok(()) => Ok(ShardThread { thread, mail, doorbell }),
         // It ended before it was ready; why is in its outcome.
         Err(_) => Err(RunError(format!("shard {index} on CPU {cpu} did not start"))),
     }
 }
 
-async fn shard_main(parts: Parts, settings: RingSettings, ready: Sender<Doorbell>) -> Result<(), String> {
-    let ring = Ring::new(&settings).map_err(|error| error.to_string())?;
-    let doorbell = ring.doorbell();
+async fn shard_main(parts: Parts, settings: RingSettings, ready: Sender<()>) -> Result<(), String> {
+    let ring = Ring::with_doorbell(&settings, parts.post.doorbell()).map_err(|error| error.to_string())?;
     // The panic hook has reported it.
     let tasks = Tasks::new(drop);
     let engine = Engine::new(parts, ring, tasks);
-    let _ = ready.send(doorbell);
+    let _ = ready.send(());
     engine.drive().await.map_err(|error| format!("the ring failed: {error}"))
 }
 
@@ -251,6 +257,7 @@ fn watch(
     let mut reports = period.map_or_else(never, tick);
     let mut shutdown_deadline = never();
     let mut draining = false;
+    let mut drained = 0;
     let mut running = shards.len();
     let mut outcome = Ok(());
     while running > 0 {
@@ -276,7 +283,15 @@ fn watch(
                 tell(shards, Mail::Stop);
             },
             recv(news) -> told => match told {
-                Ok(news) => hear(news, &mut reloads, shards),
+                Ok(News::Drained) => {
+                    drained += 1;
+                    // Not before the last: until then one may write to another.
+                    if drained == shards.len() {
+                        tell(shards, Mail::End);
+                    }
+                }
+                Ok(News::Configured(generation)) => reloads.applied(generation, shards),
+                Ok(News::Reload { from, client }) => reloads.reload_for(from, client, shards),
                 Err(_) => unreachable!("the main thread can tell itself news"),
             },
             recv(reports) -> _ => tell(shards, Mail::Report),
@@ -295,21 +310,6 @@ fn watch(
         }
     }
     outcome
-}
-
-/// What a shard has to tell the main thread, or another shard.
-fn hear(news: News, reloads: &mut Reloads<'_>, shards: &[ShardThread]) {
-    match news {
-        News::Configured(generation) => reloads.applied(generation, shards),
-        News::Reload { from, client } => reloads.reload_for(from, client, shards),
-        // A shard that does not read its mail will be missed by who asks.
-        News::Inquiry { from, to } => {
-            tell_one(&shards[usize::from(to.0)], Mail::Inquiry { from });
-        }
-        News::Report { to, report } => {
-            tell_one(&shards[usize::from(to.0)], Mail::Told(report));
-        }
-    }
 }
 
 fn tell(shards: &[ShardThread], mail: Mail) {
@@ -361,8 +361,8 @@ fn check_descriptors(config: &Config, logger: &Logger) {
 /// How long the last lines of the log may take to be written.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Mail for a shard that has not been read: a few words to report, configurations and ends of reloads, one to drain, one
-/// to stop. Besides, for each shard one inquiry and one report.
+/// Words for a shard that has not read them: a few to report, configurations and ends of reloads, one to drain, one to
+/// end, one to stop.
 const MAIL_MAX: usize = 16;
 const MAIL_PATIENCE: Duration = Duration::from_millis(100);
 

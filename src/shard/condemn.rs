@@ -89,6 +89,7 @@ impl Shard {
             | ClientState::Idle
             | ClientState::Console
             | ClientState::ConsoleWaiting
+            | ClientState::Moving { .. }
             | ClientState::Leaving => false,
         }
     }

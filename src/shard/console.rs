@@ -10,6 +10,7 @@ use crate::admin::{self, Answer, Command, Reading, show};
 use crate::config::{CONSOLE_NAMES, LogLevel};
 use crate::ids::ShardId;
 use crate::limits::UNSENT_BYTES_HIGH;
+use crate::mail::Letter;
 use crate::metrics::{CoreReport, ShardReport};
 use crate::time::Instant;
 use crate::wire::startup::Startup;
@@ -163,7 +164,7 @@ impl Shard {
         for shard in (0..self.shards).map(|number| ShardId(number as u16)) {
             if shard != self.id && !self.console.owing.contains(&shard) {
                 self.console.owing.push(shard);
-                self.effects.push(Effect::Inquire { to: shard });
+                self.effects.push(Effect::Mail { to: shard, letter: Letter::Inquire });
             }
         }
         self.console.owes_itself = true;
@@ -172,7 +173,7 @@ impl Shard {
     }
 
     /// Another shard asks for the report of this one.
-    pub fn inquired(&mut self, by: ShardId) {
+    pub(super) fn inquired(&mut self, by: ShardId) {
         self.console.askers.push(by);
         self.effects.push(Effect::Observe);
     }
@@ -181,7 +182,8 @@ impl Shard {
     pub fn observed(&mut self, core: CoreReport) {
         let report = self.report(core);
         for to in std::mem::take(&mut self.console.askers) {
-            self.effects.push(Effect::Report { to, report: Box::new(report.clone()) });
+            let letter = Letter::Report(Box::new(report.clone()));
+            self.effects.push(Effect::Mail { to, letter });
         }
         if std::mem::take(&mut self.console.owes_itself) {
             self.console.told.push(report);
@@ -190,7 +192,7 @@ impl Shard {
     }
 
     /// Another shard has answered.
-    pub fn told(&mut self, report: ShardReport) {
+    pub(super) fn told(&mut self, report: ShardReport) {
         self.console.owing.retain(|&shard| shard != report.shard);
         if !self.console.asking.is_empty() {
             self.console.told.push(report);
@@ -311,8 +313,10 @@ mod tests {
                         Effect::Observe => {
                             self.shard.observed(CoreReport { cpu: 77, ..CoreReport::default() })
                         }
-                        Effect::Inquire { to } => self.inquiries.push(to),
-                        Effect::Report { to, report } => self.reports.push((to, *report)),
+                        Effect::Mail { to, letter: Letter::Inquire } => self.inquiries.push(to),
+                        Effect::Mail { to, letter: Letter::Report(report) } => {
+                            self.reports.push((to, *report))
+                        }
                         Effect::Reload { client } => self.reloads.push(client),
                         Effect::Close { socket, .. } => self.closed.push(socket),
                         _ => {}
@@ -365,7 +369,7 @@ mod tests {
         for shard in [2, 0] {
             assert!(world.answers(1).is_empty());
             let report = world.report_of(shard);
-            world.shard.told(report);
+            world.shard.mail(report.shard, Letter::Report(Box::new(report)));
             world.apply();
         }
         let answer = world.answers(1).concat();
@@ -381,7 +385,7 @@ mod tests {
         let one = world.client(1, "dba", false);
         world.query(one, "show shards");
         let report = world.report_of(0);
-        world.shard.told(report);
+        world.shard.mail(report.shard, Letter::Report(Box::new(report)));
         world.advance(REPORT_MAX - Duration::from_millis(1));
         world.sent.clear();
         world.advance(Duration::from_millis(1));
@@ -392,7 +396,7 @@ mod tests {
         assert_eq!(world.inquiries, [0, 2, 0].map(ShardId));
         for shard in [2, 0] {
             let report = world.report_of(shard);
-            world.shard.told(report);
+            world.shard.mail(report.shard, Letter::Report(Box::new(report)));
             world.apply();
         }
         assert_eq!(world.answers(1).concat().matches("did not answer").count(), 0);
@@ -401,7 +405,7 @@ mod tests {
     #[test]
     fn others_are_answered() {
         let mut world = World::new();
-        world.shard.inquired(ShardId(2));
+        world.shard.mail(ShardId(2), Letter::Inquire);
         world.apply();
         let (to, report) = &world.reports[0];
         assert_eq!((*to, report.shard, report.core.cpu), (ShardId(2), ShardId(1), 77));

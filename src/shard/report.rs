@@ -44,8 +44,8 @@ impl Shard {
     /// Counts of now, by route.
     pub fn routes(&self) -> impl Iterator<Item = RouteCensus<'_>> {
         self.routes.iter().map(|(_, route)| RouteCensus {
-            database: &route.name.1,
-            user: &route.name.2,
+            database: &route.name.database,
+            user: &route.name.user,
             clients: route.clients,
             waiting: route.pool.waiting() + route.logins.len(),
             held: route.pool.held(),
@@ -76,11 +76,10 @@ impl Shard {
     }
 
     fn report_route(&self, key: RouteKey, route: &Route, linked: &HashMap<RouteKey, usize>) -> RouteReport {
-        let (_, database, user) = &route.name;
         RouteReport {
             endpoint: self.config.endpoints[route.endpoint].name.clone(),
-            database: database.clone(),
-            user: user.clone(),
+            database: route.name.database.to_string(),
+            user: route.name.user.to_string(),
             clients: route.clients,
             permits: route.pool.held(),
             idle: route.pool.idle(),

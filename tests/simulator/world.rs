@@ -196,9 +196,8 @@ impl World {
             }
             Effect::Log(line) => self.trace(|| format!("shard {shard}: {}", line.message)),
             Effect::Compute { .. } => panic!("the model trusts everybody"),
-            Effect::Observe | Effect::Inquire { .. } | Effect::Report { .. } | Effect::Reload { .. } => {
-                panic!("nobody asks for the console")
-            }
+            Effect::Take { .. } | Effect::Mail { .. } => panic!("nothing moves yet"),
+            Effect::Observe | Effect::Reload { .. } => panic!("nobody asks for the console"),
         }
     }
 
