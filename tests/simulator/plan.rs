@@ -97,6 +97,7 @@ impl Plan {
     pub fn config(&self) -> Config {
         let mut config = Config::upstream("127.0.0.1:5432", &[0]).expect("a valid address");
         config.pool_mode = self.mode;
+        (config.steering, config.hand_over) = (false, false);
         config.timeouts.query_wait = Some(self.patience);
         config.timeouts.server_connect = self.connect_max;
         config.endpoints[0].max_connections = self.limits[0];
