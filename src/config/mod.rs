@@ -341,9 +341,14 @@ impl Config {
         database.password.as_ref().or_else(|| self.users.get(user))
     }
 
+    /// Connections to all endpoints together.
+    pub fn permits(&self) -> usize {
+        self.endpoints.iter().map(|endpoint| endpoint.max_connections).sum()
+    }
+
     /// File descriptors that a process at all its limits has open.
     pub fn descriptors_needed(&self) -> usize {
-        let servers: usize = self.endpoints.iter().map(|endpoint| endpoint.max_connections).sum();
+        let servers = self.permits();
         // A cancel request is a connection of its own beside the one it concerns.
         let cancels = servers;
         let listeners = self.listen.len() * self.cores.shards.len();
