@@ -8,6 +8,8 @@
 mod dial;
 mod post;
 mod process;
+#[cfg(test)]
+mod tests;
 
 pub use process::{RunError, run};
 
