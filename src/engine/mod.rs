@@ -9,6 +9,8 @@ mod dial;
 mod post;
 mod process;
 mod reload;
+#[cfg(test)]
+mod tests;
 
 pub use process::{RunError, run};
 pub use reload::Source;
