@@ -12,6 +12,8 @@ pub struct Ledger {
     shards: usize,
     limit: usize,
     held: usize,
+    /// Permits that came from other shards, less those that went there.
+    moved: isize,
 }
 
 /// The right to hold one server connection of the ledger that gave it. Whoever closes the connection gives it back,
@@ -23,15 +25,17 @@ pub struct Permit(());
 impl Ledger {
     /// The share of shard `shard` of `shards`. The shares of all add up to `max_connections`.
     pub fn share(max_connections: usize, shard: ShardId, shards: usize) -> Self {
-        let mut ledger = Self { shard, shards, limit: 0, held: 0 };
+        let mut ledger = Self { shard, shards, limit: 0, held: 0, moved: 0 };
         ledger.set_limit(max_connections);
         ledger
     }
 
-    /// Another `max_connections`. More may be held than it allows; none is given out until that is over.
+    /// Another `max_connections`. More may be held than it allows; none is given out until that is over. What has moved
+    /// between shards stays moved; a shard that has parted with more than its new share has none.
     pub fn set_limit(&mut self, max_connections: usize) {
         let remainder = usize::from(usize::from(self.shard.0) < max_connections % self.shards);
-        self.limit = max_connections / self.shards + remainder;
+        let share = max_connections / self.shards + remainder;
+        self.limit = share.saturating_add_signed(self.moved);
     }
 
     /// A permit, if one is free.
@@ -55,7 +59,8 @@ impl Ledger {
     pub fn part_with(&mut self, permit: Permit) -> Permit {
         assert!(self.held > 0, "a permit that leaves was held");
         self.held -= 1;
-        self.limit -= 1;
+        self.limit = self.limit.saturating_sub(1);
+        self.moved -= 1;
         permit
     }
 
@@ -63,6 +68,7 @@ impl Ledger {
     pub fn take_over(&mut self, permit: Permit) -> Permit {
         self.held += 1;
         self.limit += 1;
+        self.moved += 1;
         permit
     }
 
@@ -139,5 +145,12 @@ mod tests {
         ledger.give_back(third);
         ledger.set_limit(4);
         assert_eq!(ledger.limit(), 2);
+        let moved = ledger.take().unwrap();
+        let moved = ledger.part_with(moved);
+        ledger.set_limit(4);
+        assert_eq!(ledger.limit(), 1, "what has moved stays moved");
+        let back = ledger.take_over(moved);
+        assert_eq!((ledger.limit(), ledger.held()), (2, 1));
+        ledger.give_back(back);
     }
 }

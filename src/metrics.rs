@@ -267,8 +267,9 @@ const SIGNIFICANT_DIGITS: u8 = 2;
 /// 256 counts of 4 bytes for waits below 256 us, and 128 more for each of 24 doublings up to an hour.
 pub const HISTOGRAM_BYTES: usize = 4 * (256 + 24 * 128);
 
-/// Routes of one shard that a report tells of. Two histograms each, 27 kB, in the worst case.
-pub const ROUTES_REPORTED_MAX: usize = 1000;
+/// Routes of one shard that a report tells of: 2.7 MB of histograms at most, and a millisecond to put them together, in
+/// which no client is served.
+pub const ROUTES_REPORTED_MAX: usize = 200;
 
 #[cfg(test)]
 mod tests {

@@ -249,4 +249,31 @@ mod tests {
         assert_eq!(refusal.message, "cannot set 'max_client_conn' in the console");
         assert!(parse(&"x".repeat(5000)).unwrap_err().message.len() < 200);
     }
+
+    /// Whatever bytes come: an answer, and never more taken than there is.
+    #[test]
+    fn any_bytes_are_read() {
+        let mut random = 1u64;
+        for _ in 0..20_000 {
+            let mut next = || {
+                random =
+                    random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (random >> 33) as usize
+            };
+            let body: Vec<u8> =
+                (0..next() % 24).map(|_| b"sShHoOwWeTt \0;\xff\xc3\xa9=QR"[next() % 20]).collect();
+            let mut bytes = vec![b'Q'];
+            bytes.extend((body.len() as u32 + 4 + (next() % 3) as u32).to_be_bytes());
+            bytes.extend(&body);
+            match read(&bytes) {
+                Reading::Query(text, used) => {
+                    assert!(used <= bytes.len());
+                    let _ = parse(&text);
+                }
+                Reading::Incomplete => assert_ne!(bytes[4] as usize, body.len() + 4),
+                other => panic!("{bytes:?}: {other:?}"),
+            }
+            let _ = parse(&String::from_utf8_lossy(&body));
+        }
+    }
 }

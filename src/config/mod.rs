@@ -244,7 +244,7 @@ pub struct Database {
 pub struct RouteSettings {
     /// The database as clients ask for it.
     pub database: String,
-    /// The user on the server.
+    /// The user as clients say it.
     pub user: String,
     /// Its part of the endpoint's connections, against the other routes' weights.
     pub weight: u32,
@@ -319,9 +319,9 @@ impl Config {
         &self.endpoints[database.endpoint]
     }
 
-    /// What holds for the route of clients that ask for `database` as `user`, who is `role` on the server.
-    pub fn terms(&self, database: &str, user: &str, role: &str) -> Terms {
-        let own = self.routes.iter().find(|route| route.database == database && route.user == role);
+    /// What holds for the route of clients that ask for `database` as `user`.
+    pub fn terms(&self, database: &str, user: &str) -> Terms {
+        let own = self.routes.iter().find(|route| route.database == database && route.user == user);
         let pool_size = self.database(database).and_then(|database| database.pool_size);
         Terms {
             weight: own.map_or(1, |route| route.weight),
@@ -341,9 +341,14 @@ impl Config {
         database.password.as_ref().or_else(|| self.users.get(user))
     }
 
+    /// Connections to all endpoints together.
+    pub fn permits(&self) -> usize {
+        self.endpoints.iter().map(|endpoint| endpoint.max_connections).sum()
+    }
+
     /// File descriptors that a process at all its limits has open.
     pub fn descriptors_needed(&self) -> usize {
-        let servers: usize = self.endpoints.iter().map(|endpoint| endpoint.max_connections).sum();
+        let servers = self.permits();
         // A cancel request is a connection of its own beside the one it concerns.
         let cancels = servers;
         let listeners = self.listen.len() * self.cores.shards.len();

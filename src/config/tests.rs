@@ -586,11 +586,11 @@ fn the_terms_of_a_route_are_its_own_else_its_database_s_else_the_general_ones() 
         ceiling: Some(ceiling),
         may_use_reserve,
     };
-    assert_eq!(config.terms("app", "batch", "batch"), terms(3, 1, 2, false));
-    assert_eq!(config.terms("app", "web", "web"), terms(2, 0, 5, false));
-    assert_eq!(config.terms("app", "dba", "batch"), terms(3, 1, 2, true), "known by role, reserve by user");
-    assert_eq!(config.terms("other", "web", "web"), terms(1, 0, 7, false));
-    assert_eq!(general("").unwrap().terms("any", "x", "x").ceiling, None);
+    assert_eq!(config.terms("app", "batch"), terms(3, 1, 2, false));
+    assert_eq!(config.terms("app", "web"), terms(2, 0, 5, false));
+    assert_eq!(config.terms("app", "dba"), terms(1, 0, 5, true));
+    assert_eq!(config.terms("other", "web"), terms(1, 0, 7, false));
+    assert_eq!(general("").unwrap().terms("any", "x").ceiling, None);
 }
 
 /// Each setting set to another value: a reload applies it exactly if the table says so.

@@ -10,6 +10,8 @@ pub mod panics;
 mod post;
 mod process;
 mod reload;
+#[cfg(test)]
+mod tests;
 
 pub use process::{RunError, run};
 pub use reload::Source;

@@ -127,6 +127,7 @@ impl<T> Post<T> {
 }
 
 #[cfg(test)]
+#[allow(clippy::print_stderr)]
 mod tests {
     use super::*;
     use crate::ring::{Event, Ring, RingSettings, clock};
@@ -186,6 +187,42 @@ mod tests {
             });
             assert_eq!((one.stats().sent, one.stats().received), (rounds, rounds));
         });
+    }
+
+    #[test]
+    fn what_a_letter_to_a_sleeping_shard_costs() {
+        let [one, other] = pair(1);
+        let (rounds, pause) = (2000, Duration::from_micros(100));
+        let mut times = Vec::new();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                run(&other, |post, letter| {
+                    let Some(letter) = letter else { return true };
+                    post.send(ShardId(0), letter).unwrap();
+                    letter < rounds
+                });
+            });
+            let mut start = clock::now();
+            run(&one, |post, letter| {
+                let letter = letter.unwrap_or(0);
+                times.push(clock::now() - start);
+                // Long enough for the other one to fall asleep.
+                let end = clock::now() + pause;
+                while clock::now() < end {
+                    std::hint::spin_loop();
+                }
+                if letter < rounds {
+                    start = clock::now();
+                    post.send(ShardId(1), letter + 1).unwrap();
+                }
+                letter < rounds
+            });
+            assert!(one.stats().wakes > rounds / 2, "it slept: {:?}", one.stats());
+        });
+        times.sort_unstable();
+        let median = times[times.len() / 2];
+        eprintln!("a letter to a sleeping shard, and back to one that is about to sleep: {median:?}");
+        assert!(median < Duration::from_millis(10));
     }
 
     #[test]

@@ -167,8 +167,7 @@ fn start_shards(
     endings: &Receiver<Result<(), RunError>>,
 ) -> Result<Vec<ShardThread>, RunError> {
     let count = common.config.cores.shards.len();
-    let permits = common.config.endpoints.iter().map(|endpoint| endpoint.max_connections).sum();
-    let posts = Post::connect(count, letters_max(permits, count))
+    let posts = Post::connect(count, letters_max(permits_max(&common.config), count))
         .map_err(|error| RunError(format!("cannot make the shards' doorbells: {error}")))?;
     let mut shards = Vec::with_capacity(count);
     for ((index, settings), post) in common.config.cores.shards.iter().enumerate().zip(posts) {
@@ -344,8 +343,13 @@ fn show_listen(listen: &Listen) -> String {
     }
 }
 
+/// Permits that the shards' inboxes have room for: a reload may raise limits up to here.
+pub(super) fn permits_max(config: &Config) -> usize {
+    PERMITS_MIN.max(2 * config.permits())
+}
+
 /// Raises the limit on descriptors and says so when it does not suffice.
-fn check_descriptors(config: &Config, logger: &Logger) {
+pub(super) fn check_descriptors(config: &Config, logger: &Logger) {
     let needed = config.descriptors_needed() as u64;
     match raise_descriptors() {
         Ok(limit) if limit.soft < needed => logger.line(Line::warn(format!(
@@ -357,6 +361,9 @@ fn check_descriptors(config: &Config, logger: &Logger) {
         Err(error) => logger.line(Line::warn(format!("cannot raise the limit on descriptors: {error}"))),
     }
 }
+
+/// More connections than most PostgreSQLs have: 128 kB of inbox for each shard.
+const PERMITS_MIN: usize = 4096;
 
 /// How long the last lines of the log may take to be written.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);

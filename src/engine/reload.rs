@@ -4,8 +4,8 @@
 //! that it has.
 
 use super::Mail;
-use super::process::{ShardThread, tell_one};
-use crate::config::{Config, ConfigError};
+use super::process::{ShardThread, check_descriptors, permits_max, tell_one};
+use crate::config::{Config, ConfigError, Reloaded};
 use crate::control::log::Logger;
 use crate::ids::ShardId;
 use crate::log_line::Line;
@@ -22,6 +22,8 @@ pub(super) struct Reloads<'a> {
     pub logger: Logger,
     /// Counts the configurations that were published.
     generation: u64,
+    /// More permits than this there cannot be in this process.
+    permits_max: usize,
     /// Shards that have not said that they took over the last one.
     missing: usize,
     /// Clients of the console that wait for them: their shard, and their key there.
@@ -30,16 +32,13 @@ pub(super) struct Reloads<'a> {
 
 impl<'a> Reloads<'a> {
     pub fn new(source: Source<'a>, config: Arc<Config>, logger: Logger) -> Self {
-        Self { source, config, logger, generation: 0, missing: 0, askers: Vec::new() }
+        let permits_max = permits_max(&config);
+        Self { source, config, logger, generation: 0, permits_max, missing: 0, askers: Vec::new() }
     }
 
     /// Reads the files again and gives the shards what is new. Says whether something is: what is wrong changes nothing.
     pub fn reload(&mut self, shards: &[ShardThread]) -> bool {
-        let reloaded = (self.source)().and_then(|new| {
-            let refused = |fault| vec![ConfigError::new(fault)];
-            self.config.reload(&new).map_err(refused)
-        });
-        match reloaded {
+        match self.read() {
             Err(errors) => {
                 for error in errors {
                     self.logger.line(Line::error(format!("reload: {error}")));
@@ -60,10 +59,25 @@ impl<'a> Reloads<'a> {
         }
     }
 
+    fn read(&self) -> Result<Reloaded, Vec<ConfigError>> {
+        let new = (self.source)()?;
+        let refused = |fault: String| vec![ConfigError::new(fault)];
+        let reloaded = self.config.reload(&new).map_err(refused)?;
+        let (permits, most) = (reloaded.config.permits(), self.permits_max);
+        if permits > most {
+            let fault = format!(
+                "`max_connections` of all endpoints are {permits} together; above {most} needs a restart"
+            );
+            return Err(refused(fault));
+        }
+        Ok(reloaded)
+    }
+
     /// The same configuration is published as well: that all shards answer is worth knowing.
     fn publish(&mut self, config: Config, shards: &[ShardThread]) {
         self.config = Arc::new(config);
         self.logger = self.logger.with(&self.config.log);
+        check_descriptors(&self.config, &self.logger);
         self.generation += 1;
         self.missing = shards.len();
         for (number, shard) in shards.iter().enumerate() {

@@ -24,6 +24,13 @@ pub struct RouteCensus<'a> {
     pub idle: usize,
 }
 
+/// What is counted once for all routes of a report.
+struct Common {
+    linked: HashMap<RouteKey, usize>,
+    /// By endpoint.
+    quotas: Vec<usize>,
+}
+
 impl Shard {
     /// Counts since the start.
     pub fn stats(&self) -> Stats {
@@ -55,41 +62,25 @@ impl Shard {
 
     /// All there is to tell, together with what the engine knows of the core.
     pub fn report(&self, core: CoreReport) -> ShardReport {
-        let linked = self.linked_by_route();
-        let mut routes: Vec<RouteReport> =
-            self.routes.iter().map(|(key, route)| self.report_route(key, route, &linked)).collect();
-        routes.sort_by_key(|route| Reverse((route.waiting, route.waits.count())));
-        let routes_left_out = routes.len().saturating_sub(ROUTES_REPORTED_MAX);
-        routes.truncate(ROUTES_REPORTED_MAX);
+        let mut busy: Vec<(RouteKey, &Route)> = self.routes.iter().collect();
+        busy.sort_by_key(|(_, route)| Reverse((route.pool.waiting(), route.waits.now.count())));
+        let common = self.common();
+        let reported = busy.iter().take(ROUTES_REPORTED_MAX);
+        let routes = reported.map(|&(key, route)| self.report_route(key, route, &common)).collect();
+        let routes_left_out = busy.len().saturating_sub(ROUTES_REPORTED_MAX);
         let (shard, census, stats) = (self.id, self.census(), self.stats);
         ShardReport { shard, core, census, stats, routes, routes_left_out }
     }
 
-    fn linked_by_route(&self) -> HashMap<RouteKey, usize> {
+    fn common(&self) -> Common {
         let mut linked = HashMap::new();
         for (_, server) in self.servers.iter() {
             if matches!(server.state, State::Linked(_)) {
                 *linked.entry(server.route).or_default() += 1;
             }
         }
-        linked
-    }
-
-    fn report_route(&self, key: RouteKey, route: &Route, linked: &HashMap<RouteKey, usize>) -> RouteReport {
-        RouteReport {
-            endpoint: self.config.endpoints[route.endpoint].name.clone(),
-            database: route.name.database.to_string(),
-            user: route.name.user.to_string(),
-            clients: route.clients,
-            permits: route.pool.held(),
-            idle: route.pool.idle(),
-            linked: linked.get(&key).copied().unwrap_or(0),
-            waiting: route.pool.waiting() + route.logins.len(),
-            quota: self.quota(route.endpoint),
-            counts: route.counts,
-            waits: route.waits.both(),
-            longest: self.now.since(self.first_waiting_since(route)),
-        }
+        let quotas = (0..self.endpoints.len()).map(|endpoint| self.quota(endpoint)).collect();
+        Common { linked, quotas }
     }
 
     /// What each route of an endpoint can insist on.
@@ -100,26 +91,40 @@ impl Shard {
         endpoint.ledger.quota(active)
     }
 
+    fn report_route(&self, key: RouteKey, route: &Route, common: &Common) -> RouteReport {
+        RouteReport {
+            endpoint: self.config.endpoints[route.endpoint].name.clone(),
+            database: route.name.database.to_string(),
+            user: route.name.user.to_string(),
+            clients: route.clients,
+            permits: route.pool.held(),
+            idle: route.pool.idle(),
+            linked: common.linked.get(&key).copied().unwrap_or(0),
+            waiting: route.pool.waiting() + route.logins.len(),
+            quota: common.quotas[route.endpoint],
+            counts: route.counts,
+            waits: route.waits.both(),
+            longest: self.now.since(self.first_waiting_since(route)),
+        }
+    }
+
     /// A period of the statistics is over: a line for each of the busiest routes, and one for how many there are more.
     pub fn end_period(&mut self) {
-        let mut busy: Vec<(u64, RouteKey)> = self
-            .routes
-            .iter()
-            .map(|(key, route)| (route.waits.now.count() + route.pool.waiting() as u64, key))
-            .filter(|&(links, _)| links > 0)
-            .collect();
-        busy.sort_by_key(|&(links, _)| Reverse(links));
-        let linked = self.linked_by_route();
-        for &(_, key) in busy.iter().take(ROUTES_LOGGED_MAX) {
-            let Some(route) = self.routes.get(key) else { continue };
-            let mut report = self.report_route(key, route, &linked);
-            report.waits = route.waits.now.clone();
-            self.effects.push(Effect::Log(self.line_of(&report)));
-        }
+        let links = |route: &Route| route.waits.now.count() + route.pool.waiting() as u64;
+        let mut busy: Vec<(RouteKey, &Route)> =
+            self.routes.iter().filter(|(_, route)| links(route) > 0).collect();
+        busy.sort_by_key(|(_, route)| Reverse(links(route)));
+        let common = self.common();
+        let line = |&(key, route): &(RouteKey, &Route)| {
+            let report = self.report_route(key, route, &common);
+            self.line_of(&RouteReport { waits: route.waits.now.clone(), ..report })
+        };
+        let mut lines: Vec<Line> = busy.iter().take(ROUTES_LOGGED_MAX).map(line).collect();
         if busy.len() > ROUTES_LOGGED_MAX {
-            let text = format!("stats: shard {}: {} more routes", self.id, busy.len() - ROUTES_LOGGED_MAX);
-            self.effects.push(Effect::Log(Line::info(text)));
+            let more = busy.len() - ROUTES_LOGGED_MAX;
+            lines.push(Line::info(format!("stats: shard {}: {more} more routes", self.id)));
         }
+        self.effects.extend(lines.into_iter().map(Effect::Log));
         for key in self.routes.keys() {
             if let Some(route) = self.routes.get_mut(key) {
                 route.waits.turn();

@@ -4,5 +4,6 @@
 
 mod hand_over;
 mod hot_path;
+mod random;
 mod shards;
 mod steering;

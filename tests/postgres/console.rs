@@ -187,6 +187,30 @@ fn all_shards_answer() {
     pooler.finish();
 }
 
+/// A dozen routes: ten lines, and one that says that there are more.
+#[test]
+fn the_log_has_a_bound() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let pooler = plan(cluster).max_connections(12).set("stats_period", 1).start();
+    let mut clients: Vec<_> = (0..12).map(|_| pooler.client(&cluster.user("user"))).collect();
+    let mut lines = Vec::new();
+    eventually("a period in which all were busy", SOON, || {
+        for client in &mut clients {
+            client.query("select 1").expect("a server");
+        }
+        lines = pooler.log().lines().filter(|line| line.contains("stats: ")).map(str::to_owned).collect();
+        lines.iter().any(|line| line.ends_with("stats: shard 0: 2 more routes"))
+    });
+    let end = lines.iter().position(|line| line.ends_with("2 more routes")).expect("just seen");
+    let routes = lines[..end].iter().rev().take_while(|line| line.contains("stats: shard 0: route: "));
+    assert_eq!(routes.count(), 10);
+    drop(clients);
+    pooler.finish();
+}
+
 #[test]
 fn reload_answers_when_it_is_done() {
     if !Target::is_pgpinion() {
