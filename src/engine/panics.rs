@@ -66,4 +66,4 @@ fn is_of_accounts(file: &str) -> bool {
 }
 
 /// As the compiler names their files: relative to the package, or behind its folder.
-const ACCOUNTS: [&str; 4] = ["src/ledger", "src/pool", "src/ring", "src/slab"];
+const ACCOUNTS: [&str; 5] = ["src/engine/post", "src/ledger", "src/pool", "src/ring", "src/slab"];

@@ -85,7 +85,10 @@ impl Shard {
             // A link that could be given back carries nothing.
             ClientState::Linked(server) => !self.is_linked(key, server) || self.gives_back(server, key),
             ClientState::Waiting | ClientState::AwaitParameters => !queued.contains(&key),
-            ClientState::Startup { .. } | ClientState::Idle | ClientState::Leaving => false,
+            ClientState::Startup { .. }
+            | ClientState::Moving { .. }
+            | ClientState::Idle
+            | ClientState::Leaving => false,
         }
     }
 

@@ -194,6 +194,7 @@ impl World {
                     backend.busy_until = backend.busy_until.min(self.now);
                 }
             }
+            Effect::Take { .. } | Effect::Mail { .. } => panic!("there is no other shard"),
             Effect::Log(line) => self.trace(|| format!("shard {shard}: {}", line.message)),
             Effect::Compute { .. } => panic!("the model trusts everybody"),
         }
