@@ -1,6 +1,6 @@
 //! What can go wrong, one thing at a time.
 
-use crate::network::End;
+use crate::network::{End, Taking};
 use crate::steps::Step;
 use crate::world::World;
 use pgpinion::ids::Owner;
@@ -11,7 +11,7 @@ use std::time::Duration;
 impl World {
     /// Something goes wrong, if it may.
     pub fn fault(&mut self) -> bool {
-        if !self.chance.one_in(10) {
+        if !self.chance.one_in(self.plan.fault_every) {
             return false;
         }
         let faults = self.faults;
@@ -84,7 +84,7 @@ impl World {
     }
 
     fn begin_to_drain(&mut self) -> bool {
-        let begins = !self.draining && self.chance.one_in(20);
+        let begins = !self.draining && self.chance.one_in(4);
         self.draining |= begins;
         begins
     }
@@ -92,13 +92,19 @@ impl World {
     /// A panic while an event of this party was handled: it is closed with whom it is linked to, and nobody else.
     fn condemn(&mut self) -> bool {
         let dialled = self.dials.iter().map(|dial| (dial.shard, Party::Server(dial.server).to_owner()));
-        let sockets = self.sockets.values().map(|socket| (socket.shard, socket.owner));
+        let sockets = self.sockets.values().filter(|socket| socket.taking != Taking::Gone);
+        let sockets = sockets.map(|socket| (socket.shard, socket.owner));
         let parties: Vec<(usize, Owner)> = sockets.chain(dialled).collect();
         let Some((shard, owner)) = self.chance.pick(&parties) else { return false };
         self.trace(|| format!("shard {shard}: panic about {:?}", Party::from_owner(owner)));
         let before = self.sockets_where(|socket| socket.closing.is_some());
         self.tell(shard, &[], |shard| shard.condemn(owner));
         let after = self.sockets_where(|socket| socket.closing.is_some());
+        // One that is on its way out of its ring is closed when it is back.
+        let itself = self.sockets.values().find(|socket| (socket.shard, socket.owner) == (shard, owner));
+        if let Some(End::Client(number)) = itself.map(|socket| socket.peer) {
+            self.clients[number].condemned = true;
+        }
         let (mut clients, mut servers) = (0, 0);
         for slot in after.into_iter().filter(|slot| !before.contains(slot)) {
             match self.sockets[&slot].peer {

@@ -22,6 +22,7 @@ mod chance;
 mod client;
 mod cluster;
 mod faults;
+mod moves;
 mod network;
 mod oracles;
 mod plan;
@@ -30,7 +31,7 @@ mod steps;
 mod world;
 
 use plan::Faults;
-use world::World;
+use world::{Story, World};
 
 /// Seeds per test in an ordinary run: seconds.
 const SEEDS: u64 = 400;
@@ -46,14 +47,24 @@ fn seeds() -> Box<dyn Iterator<Item = u64>> {
 }
 
 fn run(test: &str, faults: Faults) {
+    let mut all = Story::default();
     for seed in seeds() {
-        let outcome = std::panic::catch_unwind(|| World::new(seed, faults).run());
-        if let Err(panic) = outcome {
-            eprintln!(
-                "replay with: SIM_SEED={seed} cargo test --no-default-features --test simulator {test}"
-            );
-            std::panic::resume_unwind(panic);
+        match std::panic::catch_unwind(|| World::new(seed, faults).run()) {
+            Ok(story) => all += story,
+            Err(panic) => {
+                eprintln!(
+                    "replay with: SIM_SEED={seed} cargo test --no-default-features --test simulator {test}"
+                );
+                std::panic::resume_unwind(panic);
+            }
         }
+    }
+    println!("{all:?}");
+    if std::env::var_os("SIM_SEED").is_none() {
+        // A world in which nothing happens proves nothing.
+        assert!(all.served > 0 && all.transactions > all.served && all.opened > 0, "{all:?}");
+        assert!(all.handed_over > 0 && all.steered > 0, "{all:?}");
+        assert_eq!(all.lost > 0, faults.refuse_clients() || faults.panics, "{all:?}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is held against every run.
 
 use crate::world::World;
+use pgpinion::mail::Letter;
 
 impl World {
     /// After each step.
@@ -35,7 +36,9 @@ impl World {
         for number in 0..self.nodes.len() {
             self.check_shard(number);
         }
-        let servers: usize = self.nodes.iter().map(|node| node.shard.census().servers).sum();
+        let here: usize = self.nodes.iter().map(|node| node.shard.census().servers).sum();
+        let letters = self.nodes.iter().flat_map(|node| &node.inbox);
+        let servers = here + letters.filter(|(_, letter, _)| matches!(letter, Letter::Server(..))).count();
         let sockets = self.sockets.values().filter(|socket| socket.is_server()).count();
         assert_eq!(servers, sockets + self.dials.len(), "every server is somewhere");
     }
