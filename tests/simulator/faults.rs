@@ -15,10 +15,11 @@ impl World {
             return false;
         }
         let faults = self.faults;
-        let possible: [(bool, Step); 6] = [
+        let possible: [(bool, Step); 7] = [
             (faults.clients_leave, Self::client_vanishes),
             (faults.clients_leave, Self::client_stalls),
             (faults.servers_die, Self::backend_dies),
+            (faults.servers_speak, Self::backend_speaks),
             (faults.shards_stall, Self::shard_stalls),
             (faults.panics, Self::condemn),
             (faults.drains_early, Self::begin_to_drain),
@@ -68,6 +69,23 @@ impl World {
         if let Some(socket) = socket.and_then(|slot| self.sockets.get_mut(&slot)) {
             socket.incoming.extend(output);
             socket.peer_ended = true;
+        }
+        true
+    }
+
+    fn backend_speaks(&mut self) -> bool {
+        let endpoint = self.chance.below(self.clusters.len());
+        let backends = self.clusters[endpoint].ids();
+        let Some(number) = self.chance.pick(&backends) else { return false };
+        let what = self.chance.below(3);
+        let Some(backend) = self.clusters[endpoint].backend(number) else { return false };
+        if !backend.postgres.is_logged_in() || backend.postgres.gone {
+            return false;
+        }
+        backend.postgres.speak(what);
+        let output = std::mem::take(&mut backend.postgres.output);
+        if let Some(socket) = backend.socket.and_then(|slot| self.sockets.get_mut(&slot)) {
+            socket.incoming.extend(output);
         }
         true
     }

@@ -73,6 +73,7 @@ const NONE: Faults = Faults {
     servers_die: false,
     dials_fail: false,
     servers_dawdle: false,
+    servers_speak: false,
     shards_stall: false,
     panics: false,
     drains_early: false,
@@ -100,6 +101,11 @@ fn a_slow_postgres_and_slow_cores_break_no_limit() {
 }
 
 #[test]
+fn what_nobody_asked_for_disturbs_nobody() {
+    run("what_nobody_asked_for", Faults { servers_speak: true, ..NONE });
+}
+
+#[test]
 fn panics_end_the_connections_they_concern_and_no_other() {
     run("panics_end", Faults { panics: true, ..NONE });
 }
@@ -116,6 +122,7 @@ fn everything_at_once() {
         servers_die: true,
         dials_fail: true,
         servers_dawdle: true,
+        servers_speak: true,
         shards_stall: true,
         panics: true,
         drains_early: true,

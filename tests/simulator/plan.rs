@@ -15,6 +15,8 @@ pub struct Faults {
     pub dials_fail: bool,
     /// PostgreSQL takes its time to execute and to end.
     pub servers_dawdle: bool,
+    /// PostgreSQL says what nobody asked for, to whoever is linked or to nobody.
+    pub servers_speak: bool,
     /// A shard's core does something else for a while.
     pub shards_stall: bool,
     /// Any party is condemned, in any state.
