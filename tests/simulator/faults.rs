@@ -57,10 +57,24 @@ impl World {
         true
     }
 
-    fn backend_dies(&mut self) -> bool {
+    /// One whose connection is on the move more often than it would come about.
+    fn some_backend(&mut self) -> Option<(usize, u32)> {
+        let moving = self.sockets.values().filter(|socket| socket.taking != Taking::Not);
+        let moving = moving.filter_map(|socket| match socket.peer {
+            End::Server(endpoint, number) => Some((endpoint, number)),
+            End::Client(_) => None,
+        });
+        let moving: Vec<(usize, u32)> = moving.collect();
+        if self.chance.one_in(2) && !moving.is_empty() {
+            return self.chance.pick(&moving);
+        }
         let endpoint = self.chance.below(self.clusters.len());
         let backends = self.clusters[endpoint].ids();
-        let Some(number) = self.chance.pick(&backends) else { return false };
+        self.chance.pick(&backends).map(|number| (endpoint, number))
+    }
+
+    fn backend_dies(&mut self) -> bool {
+        let Some((endpoint, number)) = self.some_backend() else { return false };
         let politely = self.chance.one_in(2);
         let Some(backend) = self.clusters[endpoint].backend(number) else { return false };
         backend.postgres.die(politely);
@@ -74,9 +88,7 @@ impl World {
     }
 
     fn backend_speaks(&mut self) -> bool {
-        let endpoint = self.chance.below(self.clusters.len());
-        let backends = self.clusters[endpoint].ids();
-        let Some(number) = self.chance.pick(&backends) else { return false };
+        let Some((endpoint, number)) = self.some_backend() else { return false };
         let what = self.chance.below(3);
         let Some(backend) = self.clusters[endpoint].backend(number) else { return false };
         if !backend.postgres.is_logged_in() || backend.postgres.gone {
