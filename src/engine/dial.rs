@@ -28,8 +28,9 @@ impl Engine {
     }
 
     async fn dial(&self, endpoint: usize) -> Result<OwnedFd, DialError> {
-        let deadline = clock::now() + self.config.timeouts.server_connect;
-        let settings = &self.config.endpoints[endpoint];
+        let config = self.config.borrow().clone();
+        let deadline = clock::now() + config.timeouts.server_connect;
+        let settings = &config.endpoints[endpoint];
         let mut failures = Vec::new();
         for host in &settings.hosts {
             let addresses = match self.resolve(host, settings.port).await {
@@ -56,7 +57,7 @@ impl Engine {
         }
         match self.ring.connect(fd, address, deadline).await {
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                let seconds = self.config.timeouts.server_connect.as_secs_f64();
+                let seconds = self.config.borrow().timeouts.server_connect.as_secs_f64();
                 Err(io::Error::new(
                     error.kind(),
                     format!("no answer within server_connect_timeout ({seconds} s)"),
@@ -93,7 +94,7 @@ impl Engine {
         let Some(Ok(address)) = self.ring.with_fd(socket, ring::peer_address) else { return };
         let engine = self.clone();
         self.tasks.spawn(async move {
-            let deadline = clock::now() + engine.config.timeouts.server_connect;
+            let deadline = clock::now() + engine.config.borrow().timeouts.server_connect;
             match engine.connect(&address, deadline).await {
                 Ok(fd) => {
                     let socket = engine.ring.adopt(fd, NOBODY);

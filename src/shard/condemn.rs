@@ -86,8 +86,10 @@ impl Shard {
             ClientState::Linked(server) => !self.is_linked(key, server) || self.gives_back(server, key),
             ClientState::Waiting | ClientState::AwaitParameters => !queued.contains(&key),
             ClientState::Startup { .. }
-            | ClientState::Moving { .. }
             | ClientState::Idle
+            | ClientState::Console
+            | ClientState::ConsoleWaiting
+            | ClientState::Moving { .. }
             | ClientState::Leaving => false,
         }
     }

@@ -3,9 +3,11 @@
 use crate::network::{End, Taking};
 use crate::steps::Step;
 use crate::world::World;
+use pgpinion::config::Config;
 use pgpinion::ids::Owner;
 use pgpinion::shard::Party;
 use pgpinion::time::Instant;
+use std::sync::Arc;
 use std::time::Duration;
 
 impl World {
@@ -15,13 +17,14 @@ impl World {
             return false;
         }
         let faults = self.faults;
-        let possible: [(bool, Step); 7] = [
+        let possible: [(bool, Step); 8] = [
             (faults.clients_leave, Self::client_vanishes),
             (faults.clients_leave, Self::client_stalls),
             (faults.servers_die, Self::backend_dies),
             (faults.servers_speak, Self::backend_speaks),
             (faults.shards_stall, Self::shard_stalls),
             (faults.panics, Self::condemn),
+            (faults.reloads, Self::new_limits),
             (faults.drains_early, Self::begin_to_drain),
         ];
         let chosen: Vec<_> = possible.iter().filter(|(may, _)| *may).map(|&(_, fault)| fault).collect();
@@ -111,6 +114,34 @@ impl World {
             self.nodes[shard].stalls_until = self.now + self.chance.up_to(STALL_MAX);
         }
         rested
+    }
+
+    /// The operator changes the limits.
+    fn new_limits(&mut self) -> bool {
+        // Without the ledger, shards that gave their permits away have none to lose.
+        if self.plan.hand_over {
+            return false;
+        }
+        let mut config = Config::clone(&self.config);
+        for (endpoint, cluster) in config.endpoints.iter_mut().zip(&mut self.clusters) {
+            endpoint.max_connections = self.plan.shards + self.chance.below(3 * self.plan.shards);
+            cluster.max_connections = cluster.max_connections.max(endpoint.max_connections);
+        }
+        self.config = Arc::new(config);
+        true
+    }
+
+    /// A shard goes on with the configuration that holds now.
+    pub fn configure(&mut self) -> bool {
+        let limits: Vec<usize> = self.config.endpoints.iter().map(|each| each.max_connections).collect();
+        let others: Vec<usize> = (0..self.nodes.len())
+            .filter(|&shard| self.nodes[shard].limits != limits && !self.is_stalled(shard))
+            .collect();
+        let Some(shard) = self.chance.pick(&others) else { return false };
+        self.nodes[shard].limits = limits;
+        let config = self.config.clone();
+        self.tell(shard, &[], |shard| shard.configure(config));
+        true
     }
 
     fn begin_to_drain(&mut self) -> bool {

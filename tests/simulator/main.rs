@@ -74,6 +74,7 @@ const NONE: Faults = Faults {
     dials_fail: false,
     servers_dawdle: false,
     servers_speak: false,
+    reloads: false,
     shards_stall: false,
     panics: false,
     drains_early: false,
@@ -106,6 +107,11 @@ fn what_nobody_asked_for_disturbs_nobody() {
 }
 
 #[test]
+fn limits_change_under_load() {
+    run("limits_change", Faults { reloads: true, servers_dawdle: true, ..NONE });
+}
+
+#[test]
 fn panics_end_the_connections_they_concern_and_no_other() {
     run("panics_end", Faults { panics: true, ..NONE });
 }
@@ -123,6 +129,7 @@ fn everything_at_once() {
         dials_fail: true,
         servers_dawdle: true,
         servers_speak: true,
+        reloads: true,
         shards_stall: true,
         panics: true,
         drains_early: true,

@@ -2,14 +2,14 @@
 
 use crate::network::{End, Taking};
 use crate::world::World;
-use pgpinion::ids::{RouteName, ShardId};
+use pgpinion::ids::{RouteName, ShardId, SocketId};
 use pgpinion::mail::Letter;
 
 impl World {
     /// In place of the ledger: an idle server of some route goes to some other shard. Whoever gives keeps a permit, for
     /// nobody would bring one back.
     pub fn hand_over(&mut self) -> bool {
-        if self.nodes.len() < 2 || !self.chance.one_in(4) {
+        if self.nodes.len() < 2 || !self.plan.hand_over || !self.chance.one_in(4) {
             return false;
         }
         let from = self.chance.below(self.nodes.len());
@@ -67,8 +67,9 @@ impl World {
 
     pub fn send_letter(&mut self, from: usize, to: usize, letter: Letter<()>) {
         assert_ne!(from, to, "nobody writes to itself");
-        let Some(slot) = self.descriptor.take() else { panic!("a connection leaves when it was taken") };
-        if let Some(socket) = self.sockets.get_mut(&slot) {
+        let slot = letter.connection().and_then(|()| self.descriptor.take());
+        assert_eq!(slot.is_some(), letter.connection().is_some(), "a connection leaves when it was taken");
+        if let Some(socket) = slot.and_then(|slot| self.sockets.get_mut(&slot)) {
             socket.taking = Taking::Gone;
         }
         self.nodes[to].inbox.push_back((from, letter, slot));
@@ -81,7 +82,11 @@ impl World {
             .collect();
         let Some(to) = self.chance.pick(&readers) else { return false };
         let Some((from, letter, slot)) = self.nodes[to].inbox.pop_front() else { return false };
-        let Some(socket) = self.sockets.get_mut(&slot) else { panic!("a connection in a letter is there") };
+        let socket = slot.and_then(|slot| self.sockets.get_mut(&slot).map(|socket| (slot, socket)));
+        let Some((slot, socket)) = socket else {
+            self.tell(to, &[], |shard| shard.mail(ShardId(from as u16), without_connection(letter)));
+            return true;
+        };
         let id = socket.adopt(slot, to);
         if let End::Server(endpoint, _) = socket.peer {
             self.nodes[to].permits[endpoint] += 1;
@@ -92,4 +97,8 @@ impl World {
         }
         true
     }
+}
+
+fn without_connection(letter: Letter<()>) -> Letter<SocketId> {
+    letter.map(|()| unreachable!("a connection in a letter is there"))
 }

@@ -17,6 +17,14 @@ impl World {
         self.check_shard(self.touched);
     }
 
+    /// When a shard is about to open a connection. While the limit is divided evenly, a lowered one holds on each shard
+    /// by itself, and over all of them when the last has come down to it.
+    pub fn check_dial(&self, endpoint: usize) {
+        let cluster = &self.clusters[endpoint];
+        let (open, dialing, most) = (cluster.open_connections(), cluster.dialing, cluster.max_connections);
+        assert!(open + dialing < most, "one more than {open} open and {dialing} dialled, of {most}");
+    }
+
     fn check_shard(&self, number: usize) {
         let shard = &self.nodes[number].shard;
         let census = shard.census();

@@ -19,6 +19,8 @@ pub struct Faults {
     pub servers_speak: bool,
     /// A shard's core does something else for a while.
     pub shards_stall: bool,
+    /// The limits change while everybody is at work.
+    pub reloads: bool,
     /// Any party is condemned, in any state.
     pub panics: bool,
     /// The shards are told to drain while their clients are at work.
@@ -44,6 +46,8 @@ pub struct Plan {
     pub routes: Vec<(String, String, usize)>,
     /// How often each kind of thing happens, against the others.
     pub weights: Vec<usize>,
+    /// Servers are handed over.
+    pub hand_over: bool,
     /// Clients are steered to the shards that their route lives on.
     pub steering: bool,
     /// Routes that may have so many connections only, which live on few shards.
@@ -85,6 +89,7 @@ impl Plan {
             limits,
             mode,
             weights: (0..kinds).map(|_| [1, 3, 10, 30][chance.below(4)]).collect(),
+            hand_over: chance.one_in(2),
             steering: chance.one_in(2),
             ceilings: routes.iter().map(|_| chance.one_in(3).then(|| 1 + chance.below(4))).collect(),
             fault_every: [10, 50, 200][chance.below(3)],
@@ -119,7 +124,7 @@ impl Plan {
     pub fn config(&self) -> Config {
         let mut config = Config::upstream("127.0.0.1:5432", &[0]).expect("a valid address");
         config.pool_mode = self.mode;
-        config.steering = self.steering;
+        (config.steering, config.hand_over) = (self.steering, self.hand_over);
         for ((database, user, _), &ceiling) in self.routes.iter().zip(&self.ceilings) {
             config.routes.push(RouteSettings {
                 database: database.clone(),

@@ -11,7 +11,7 @@ pub type Step = fn(&mut World) -> bool;
 
 impl World {
     /// Everything that can happen.
-    pub const KINDS: [Step; 13] = [
+    pub const KINDS: [Step; 14] = [
         Self::connect,
         Self::client_writes,
         Self::deliver,
@@ -23,6 +23,7 @@ impl World {
         Self::hand_over,
         Self::take,
         Self::read_letter,
+        Self::configure,
         Self::drain,
         Self::fault,
     ];

@@ -6,6 +6,7 @@ use crate::cluster::Cluster;
 use crate::network::{End, Socket, Taking};
 use crate::plan::{Faults, Plan};
 use bytes::Bytes;
+use pgpinion::config::Config;
 use pgpinion::ids::{ShardId, SocketId};
 use pgpinion::mail::Letter;
 use pgpinion::shard::{Effect, Piece, Server, Shard};
@@ -32,6 +33,8 @@ pub struct World {
     /// By endpoint.
     pub clusters: Vec<Cluster>,
     pub draining: bool,
+    /// What the shards are told to go on with, and will be one after the other.
+    pub config: Arc<Config>,
     /// The connection that was taken out of a ring and goes with the next letter.
     pub descriptor: Option<u32>,
     /// The shard that the last step concerned.
@@ -75,7 +78,9 @@ pub struct Node {
     pub told_to_drain: bool,
     /// Letters for it: who wrote them, and the connection that comes along. Whoever writes, they arrive in the order of
     /// their sending.
-    pub inbox: VecDeque<(usize, Letter<()>, u32)>,
+    pub inbox: VecDeque<(usize, Letter<()>, Option<u32>)>,
+    /// `max_connections` of the endpoints, as far as it knows.
+    pub limits: Vec<usize>,
     /// Permits by endpoint, of those that no letter has asked away.
     pub permits: Vec<usize>,
 }
@@ -105,6 +110,7 @@ impl World {
             stalls_until: Instant::default(),
             told_to_drain: false,
             inbox: VecDeque::new(),
+            limits: plan.limits.clone(),
             permits: plan.limits.iter().map(|&limit| plan.share(limit, number)).collect(),
         });
         let mut clients = Vec::new();
@@ -115,11 +121,12 @@ impl World {
                 clients.push(client);
             }
         }
+        let nodes = nodes.collect();
         Self {
             traced: std::env::var_os("SIM_TRACE").is_some(),
             kinds: [0; Self::KINDS.len()],
             faults,
-            nodes: nodes.collect(),
+            nodes,
             clusters: plan.limits.iter().map(|&limit| Cluster::new(limit)).collect(),
             plan,
             chance,
@@ -129,6 +136,7 @@ impl World {
             dials: Vec::new(),
             clients,
             draining: false,
+            config,
             descriptor: None,
             touched: 0,
         }
@@ -244,6 +252,7 @@ impl World {
                 }
             }
             Effect::Dial { server, endpoint } => {
+                self.check_dial(endpoint);
                 self.clusters[endpoint].dialing += 1;
                 self.dials.push(Dial { shard, server, endpoint });
             }
@@ -266,6 +275,7 @@ impl World {
             Effect::Mail { to, letter } => self.send_letter(shard, usize::from(to.0), letter),
             Effect::Log(line) => self.trace(|| format!("shard {shard}: {}", line.message)),
             Effect::Compute { .. } => panic!("the model trusts everybody"),
+            Effect::Observe | Effect::Reload { .. } => panic!("nobody asks for the console"),
         }
     }
 
