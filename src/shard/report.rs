@@ -2,6 +2,7 @@
 
 use super::server::State;
 use super::{Effect, Route, RouteKey, Shard};
+use crate::ids::RouteName;
 use crate::log_line::Line;
 use crate::metrics::{Census, CoreReport, ROUTES_REPORTED_MAX, RouteReport, ShardReport, Stats};
 use hashbrown::HashMap;
@@ -10,10 +11,8 @@ use std::cmp::Reverse;
 /// One route on one shard, now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteCensus<'a> {
-    /// The database as its clients name it.
-    pub database: &'a str,
-    /// The user as its clients name it.
-    pub user: &'a str,
+    /// Which.
+    pub name: &'a RouteName,
     /// Clients logged in, or about to be.
     pub clients: usize,
     /// Clients that wait for a server, or to be let in.
@@ -51,8 +50,7 @@ impl Shard {
     /// Counts of now, by route.
     pub fn routes(&self) -> impl Iterator<Item = RouteCensus<'_>> {
         self.routes.iter().map(|(_, route)| RouteCensus {
-            database: &route.name.database,
-            user: &route.name.user,
+            name: &route.name,
             clients: route.clients,
             waiting: route.pool.waiting() + route.logins.len(),
             held: route.pool.held(),

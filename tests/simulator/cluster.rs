@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 pub struct Cluster {
     backends: BTreeMap<u32, Backend>,
     next: u32,
-    /// What the configuration says, which is what PostgreSQL is set to.
+    /// What PostgreSQL is set to: the most that the configuration has ever said.
     pub max_connections: usize,
     /// Connections being made to it: the pooler has decided on them.
     pub dialing: usize,

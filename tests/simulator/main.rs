@@ -22,6 +22,7 @@ mod chance;
 mod client;
 mod cluster;
 mod faults;
+mod moves;
 mod network;
 mod oracles;
 mod plan;
@@ -30,7 +31,7 @@ mod steps;
 mod world;
 
 use plan::Faults;
-use world::World;
+use world::{Story, World};
 
 /// Seeds per test in an ordinary run: seconds.
 const SEEDS: u64 = 400;
@@ -46,14 +47,24 @@ fn seeds() -> Box<dyn Iterator<Item = u64>> {
 }
 
 fn run(test: &str, faults: Faults) {
+    let mut all = Story::default();
     for seed in seeds() {
-        let outcome = std::panic::catch_unwind(|| World::new(seed, faults).run());
-        if let Err(panic) = outcome {
-            eprintln!(
-                "replay with: SIM_SEED={seed} cargo test --no-default-features --test simulator {test}"
-            );
-            std::panic::resume_unwind(panic);
+        match std::panic::catch_unwind(|| World::new(seed, faults).run()) {
+            Ok(story) => all += story,
+            Err(panic) => {
+                eprintln!(
+                    "replay with: SIM_SEED={seed} cargo test --no-default-features --test simulator {test}"
+                );
+                std::panic::resume_unwind(panic);
+            }
         }
+    }
+    println!("{all:?}");
+    if std::env::var_os("SIM_SEED").is_none() {
+        // A world in which nothing happens proves nothing.
+        assert!(all.served > 0 && all.transactions > all.served && all.opened > 0, "{all:?}");
+        assert!(all.handed_over > 0 && all.steered > 0, "{all:?}");
+        assert_eq!(all.lost > 0, faults.refuse_clients() || faults.panics, "{all:?}");
     }
 }
 
@@ -62,6 +73,8 @@ const NONE: Faults = Faults {
     servers_die: false,
     dials_fail: false,
     servers_dawdle: false,
+    servers_speak: false,
+    reloads: false,
     shards_stall: false,
     panics: false,
     drains_early: false,
@@ -89,6 +102,16 @@ fn a_slow_postgres_and_slow_cores_break_no_limit() {
 }
 
 #[test]
+fn what_nobody_asked_for_disturbs_nobody() {
+    run("what_nobody_asked_for", Faults { servers_speak: true, ..NONE });
+}
+
+#[test]
+fn limits_change_under_load() {
+    run("limits_change", Faults { reloads: true, servers_dawdle: true, ..NONE });
+}
+
+#[test]
 fn panics_end_the_connections_they_concern_and_no_other() {
     run("panics_end", Faults { panics: true, ..NONE });
 }
@@ -105,6 +128,8 @@ fn everything_at_once() {
         servers_die: true,
         dials_fail: true,
         servers_dawdle: true,
+        servers_speak: true,
+        reloads: true,
         shards_stall: true,
         panics: true,
         drains_early: true,

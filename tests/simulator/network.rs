@@ -1,11 +1,15 @@
 //! Sockets of the shards' rings, and who is on the other side.
 
-use pgpinion::ids::Owner;
+use pgpinion::ids::{Owner, SocketId};
 use pgpinion::time::Instant;
 use std::time::Duration;
 
 pub struct Socket {
+    /// The shard that has it; of a letter, who wrote it.
     pub shard: usize,
+    /// Changes with each ring that it is put into.
+    pub generation: u32,
+    pub taking: Taking,
     pub owner: Owner,
     pub peer: End,
     pub receiving: bool,
@@ -21,6 +25,18 @@ pub struct Socket {
     pub closing_until: Instant,
 }
 
+/// A connection on its way out of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taking {
+    Not,
+    /// The shard wants it out.
+    Asked,
+    /// The ring has let go of it, and the shard does not know yet.
+    Given,
+    /// It is in a letter.
+    Gone,
+}
+
 #[derive(Clone, Copy)]
 pub enum End {
     /// Number of the client.
@@ -33,6 +49,8 @@ impl Socket {
     pub fn new(shard: usize, peer: End) -> Self {
         Self {
             shard,
+            generation: 0,
+            taking: Taking::Not,
             owner: Owner(0),
             peer,
             receiving: false,
@@ -43,6 +61,20 @@ impl Socket {
             closing: None,
             closing_until: Instant::NEVER,
         }
+    }
+
+    /// It is in another ring from now on, or in the same one again.
+    pub fn adopt(&mut self, slot: u32, shard: usize) -> SocketId {
+        self.shard = shard;
+        self.generation += 1;
+        self.taking = Taking::Not;
+        (self.receiving, self.told_end) = (false, false);
+        SocketId { slot, generation: self.generation }
+    }
+
+    /// A ring has it.
+    pub fn is_in_ring(&self) -> bool {
+        matches!(self.taking, Taking::Not | Taking::Asked)
     }
 
     pub fn is_server(&self) -> bool {

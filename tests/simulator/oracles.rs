@@ -1,6 +1,7 @@
 //! What is held against every run.
 
 use crate::world::World;
+use pgpinion::mail::Letter;
 
 impl World {
     /// After each step.
@@ -14,6 +15,14 @@ impl World {
             );
         }
         self.check_shard(self.touched);
+    }
+
+    /// When a shard is about to open a connection. While the limit is divided evenly, a lowered one holds on each shard
+    /// by itself, and over all of them when the last has come down to it.
+    pub fn check_dial(&self, endpoint: usize) {
+        let cluster = &self.clusters[endpoint];
+        let (open, dialing, most) = (cluster.open_connections(), cluster.dialing, cluster.max_connections);
+        assert!(open + dialing < most, "one more than {open} open and {dialing} dialled, of {most}");
     }
 
     fn check_shard(&self, number: usize) {
@@ -35,7 +44,9 @@ impl World {
         for number in 0..self.nodes.len() {
             self.check_shard(number);
         }
-        let servers: usize = self.nodes.iter().map(|node| node.shard.census().servers).sum();
+        let here: usize = self.nodes.iter().map(|node| node.shard.census().servers).sum();
+        let letters = self.nodes.iter().flat_map(|node| &node.inbox);
+        let servers = here + letters.filter(|(_, letter, _)| matches!(letter, Letter::Server(..))).count();
         let sockets = self.sockets.values().filter(|socket| socket.is_server()).count();
         assert_eq!(servers, sockets + self.dials.len(), "every server is somewhere");
     }

@@ -1,7 +1,9 @@
 //! What a run is like, drawn from its seed: how many of everything, how fast, and what goes wrong.
 
 use crate::chance::Chance;
-use pgpinion::config::{Config, PoolMode};
+use pgpinion::config::{Config, PoolMode, RouteSettings};
+use pgpinion::ids::ShardId;
+use pgpinion::ledger::Ledger;
 use std::time::Duration;
 
 /// What goes wrong.
@@ -13,8 +15,12 @@ pub struct Faults {
     pub dials_fail: bool,
     /// PostgreSQL takes its time to execute and to end.
     pub servers_dawdle: bool,
+    /// PostgreSQL says what nobody asked for, to whoever is linked or to nobody.
+    pub servers_speak: bool,
     /// A shard's core does something else for a while.
     pub shards_stall: bool,
+    /// The limits change while everybody is at work.
+    pub reloads: bool,
     /// Any party is condemned, in any state.
     pub panics: bool,
     /// The shards are told to drain while their clients are at work.
@@ -40,6 +46,14 @@ pub struct Plan {
     pub routes: Vec<(String, String, usize)>,
     /// How often each kind of thing happens, against the others.
     pub weights: Vec<usize>,
+    /// Servers are handed over.
+    pub hand_over: bool,
+    /// Clients are steered to the shards that their route lives on.
+    pub steering: bool,
+    /// Routes that may have so many connections only, which live on few shards.
+    pub ceilings: Vec<Option<usize>>,
+    /// One in so many chances for something to go wrong is taken.
+    pub fault_every: usize,
     /// Clients of a route all come to one shard.
     pub flock: bool,
     /// How long a connection may take to be made.
@@ -63,7 +77,7 @@ impl Plan {
         let endpoints = 1 + usize::from(chance.one_in(4));
         let limits = (0..endpoints).map(|_| shards + chance.below(2 + shards)).collect();
         let mode = if chance.one_in(3) { PoolMode::Session } else { PoolMode::Transaction };
-        let routes = (0..1 + chance.below(5))
+        let routes: Vec<_> = (0..1 + chance.below(5))
             .map(|number| {
                 let database = if endpoints == 2 && chance.one_in(2) { "other" } else { "main" };
                 let crowd = if chance.one_in(3) { 12 } else { 4 };
@@ -74,14 +88,27 @@ impl Plan {
             shards,
             limits,
             mode,
-            routes,
             weights: (0..kinds).map(|_| [1, 3, 10, 30][chance.below(4)]).collect(),
+            hand_over: chance.one_in(2),
+            steering: chance.one_in(2),
+            ceilings: routes.iter().map(|_| chance.one_in(3).then(|| 1 + chance.below(4))).collect(),
+            fault_every: [10, 50, 200][chance.below(3)],
             flock: chance.one_in(3),
             patience: if faults.impatient { Duration::from_millis(500) } else { Duration::from_secs(3600) },
             connect_max: Duration::from_secs(if faults.servers_dawdle && chance.one_in(2) { 1 } else { 15 }),
             think_max: [Duration::ZERO, Duration::from_millis(5), Duration::from_secs(2)][chance.below(3)],
             step_max: [Duration::ZERO, Duration::from_micros(5), Duration::from_millis(1)][chance.below(3)],
+            routes,
         }
+    }
+
+    pub fn endpoint_of(&self, database: &str) -> usize {
+        usize::from(database == "other" && self.limits.len() > 1)
+    }
+
+    /// Permits that a shard begins with.
+    pub fn share(&self, limit: usize, shard: usize) -> usize {
+        Ledger::share(limit, ShardId(shard as u16), self.shards).limit()
     }
 
     /// The shard that a client comes to if its route flocks.
@@ -97,7 +124,16 @@ impl Plan {
     pub fn config(&self) -> Config {
         let mut config = Config::upstream("127.0.0.1:5432", &[0]).expect("a valid address");
         config.pool_mode = self.mode;
-        (config.steering, config.hand_over) = (false, false);
+        (config.steering, config.hand_over) = (self.steering, self.hand_over);
+        for ((database, user, _), &ceiling) in self.routes.iter().zip(&self.ceilings) {
+            config.routes.push(RouteSettings {
+                database: database.clone(),
+                user: user.clone(),
+                weight: 1,
+                min_connections: 0,
+                max_connections: ceiling,
+            });
+        }
         config.timeouts.query_wait = Some(self.patience);
         config.timeouts.server_connect = self.connect_max;
         config.endpoints[0].max_connections = self.limits[0];

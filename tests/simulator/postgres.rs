@@ -233,6 +233,15 @@ impl Postgres {
         self.skipping = self.extended;
     }
 
+    /// It says something that nobody asked for.
+    pub fn speak(&mut self, number: usize) {
+        match number % 3 {
+            0 => self.put(b'N', b"SNOTICE\0MUNASKED\0\0"),
+            1 => self.put(b'A', b"\0\0\0\x01UNASKED\0\0"),
+            _ => self.put(b'S', b"TimeZone\0UNASKED\0"),
+        }
+    }
+
     pub fn die(&mut self, politely: bool) {
         if politely && self.started {
             self.put(b'E', b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0");

@@ -11,7 +11,7 @@ pub type Step = fn(&mut World) -> bool;
 
 impl World {
     /// Everything that can happen.
-    pub const KINDS: [Step; 10] = [
+    pub const KINDS: [Step; 14] = [
         Self::connect,
         Self::client_writes,
         Self::deliver,
@@ -20,6 +20,10 @@ impl World {
         Self::close,
         Self::backend_exits,
         Self::tick,
+        Self::hand_over,
+        Self::take,
+        Self::read_letter,
+        Self::configure,
         Self::drain,
         Self::fault,
     ];

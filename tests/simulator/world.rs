@@ -3,14 +3,16 @@
 use crate::chance::Chance;
 use crate::client::Client;
 use crate::cluster::Cluster;
-use crate::network::{End, Socket};
+use crate::network::{End, Socket, Taking};
 use crate::plan::{Faults, Plan};
 use bytes::Bytes;
+use pgpinion::config::Config;
 use pgpinion::ids::{ShardId, SocketId};
+use pgpinion::mail::Letter;
 use pgpinion::shard::{Effect, Piece, Server, Shard};
 use pgpinion::slab::Key;
 use pgpinion::time::Instant;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,8 +33,41 @@ pub struct World {
     /// By endpoint.
     pub clusters: Vec<Cluster>,
     pub draining: bool,
+    /// What the shards are told to go on with, and will be one after the other.
+    pub config: Arc<Config>,
+    /// The connection that was taken out of a ring and goes with the next letter.
+    pub descriptor: Option<u32>,
     /// The shard that the last step concerned.
     pub touched: usize,
+}
+
+/// What came about in a run, or in many.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Story {
+    pub shards: u64,
+    pub transactions: u64,
+    pub opened: u64,
+    pub handed_over: u64,
+    pub steered: u64,
+    /// Clients that had all answers, or left.
+    pub served: u64,
+    /// Clients whose session was ended.
+    pub lost: u64,
+    /// Things that went wrong.
+    pub faults: u64,
+}
+
+impl std::ops::AddAssign for Story {
+    fn add_assign(&mut self, other: Self) {
+        self.shards += other.shards;
+        self.transactions += other.transactions;
+        self.opened += other.opened;
+        self.handed_over += other.handed_over;
+        self.steered += other.steered;
+        self.served += other.served;
+        self.lost += other.lost;
+        self.faults += other.faults;
+    }
 }
 
 /// A shard and its core.
@@ -41,6 +76,20 @@ pub struct Node {
     /// Until then its core does something else.
     pub stalls_until: Instant,
     pub told_to_drain: bool,
+    /// Letters for it: who wrote them, and the connection that comes along. Whoever writes, they arrive in the order of
+    /// their sending.
+    pub inbox: VecDeque<(usize, Letter<()>, Option<u32>)>,
+    /// `max_connections` of the endpoints, as far as it knows.
+    pub limits: Vec<usize>,
+    /// Permits by endpoint, of those that no letter has asked away.
+    pub permits: Vec<usize>,
+}
+
+impl Node {
+    /// It was drained, and nothing is on its way to it.
+    fn is_through(&self) -> bool {
+        self.told_to_drain && self.shard.is_empty() && self.inbox.is_empty()
+    }
 }
 
 /// A connection being made.
@@ -60,6 +109,9 @@ impl World {
             shard: Shard::new(config.clone(), ShardId(number as u16), plan.shards, seed),
             stalls_until: Instant::default(),
             told_to_drain: false,
+            inbox: VecDeque::new(),
+            limits: plan.limits.clone(),
+            permits: plan.limits.iter().map(|&limit| plan.share(limit, number)).collect(),
         });
         let mut clients = Vec::new();
         for (database, user, count) in &plan.routes {
@@ -69,11 +121,12 @@ impl World {
                 clients.push(client);
             }
         }
+        let nodes = nodes.collect();
         Self {
             traced: std::env::var_os("SIM_TRACE").is_some(),
             kinds: [0; Self::KINDS.len()],
             faults,
-            nodes: nodes.collect(),
+            nodes,
             clusters: plan.limits.iter().map(|&limit| Cluster::new(limit)).collect(),
             plan,
             chance,
@@ -83,12 +136,14 @@ impl World {
             dials: Vec::new(),
             clients,
             draining: false,
+            config,
+            descriptor: None,
             touched: 0,
         }
     }
 
     /// Plays until every client has come to its end, drains all shards, and checks that nothing is left.
-    pub fn run(mut self) {
+    pub fn run(mut self) -> Story {
         let patience = if self.chance.one_in(2) { Duration::ZERO } else { Duration::from_secs(3600) };
         self.play(|world| world.clients_are_over());
         self.check_clients();
@@ -96,8 +151,23 @@ impl World {
         let end = self.now + patience;
         self.play(|world| world.now >= end);
         self.draining = true;
-        self.play(|world| world.nodes.iter().all(|node| node.told_to_drain && node.shard.is_empty()));
+        self.play(|world| world.nodes.iter().all(Node::is_through));
         self.check_end();
+        self.story()
+    }
+
+    fn story(&self) -> Story {
+        let mut story = Story { shards: self.nodes.len() as u64, ..Story::default() };
+        for stats in self.nodes.iter().map(|node| node.shard.stats()) {
+            story.transactions += stats.transactions;
+            story.opened += stats.opened;
+            story.handed_over += stats.handed_in;
+            story.steered += stats.steered_in;
+        }
+        story.served = self.clients.iter().filter(|client| client.done).count() as u64;
+        story.faults = self.kinds[Self::KINDS.len() - 1];
+        story.lost = self.clients.len() as u64 - story.served;
+        story
     }
 
     /// Steps until then, or until nothing more can happen.
@@ -177,10 +247,12 @@ impl World {
                 let now = self.now;
                 self.trace(|| format!("shard {shard} closes socket {} ({linger:?})", socket.slot));
                 if let Some(socket) = self.socket_of(shard, socket) {
+                    socket.taking = Taking::Not;
                     socket.close(linger, now);
                 }
             }
             Effect::Dial { server, endpoint } => {
+                self.check_dial(endpoint);
                 self.clusters[endpoint].dialing += 1;
                 self.dials.push(Dial { shard, server, endpoint });
             }
@@ -194,9 +266,15 @@ impl World {
                     backend.busy_until = backend.busy_until.min(self.now);
                 }
             }
+            Effect::Take { socket } => {
+                if let Some(socket) = self.socket_of(shard, socket).filter(|socket| socket.closing.is_none())
+                {
+                    socket.taking = Taking::Asked;
+                }
+            }
+            Effect::Mail { to, letter } => self.send_letter(shard, usize::from(to.0), letter),
             Effect::Log(line) => self.trace(|| format!("shard {shard}: {}", line.message)),
             Effect::Compute { .. } => panic!("the model trusts everybody"),
-            Effect::Take { .. } | Effect::Mail { .. } => panic!("nothing moves yet"),
             Effect::Observe | Effect::Reload { .. } => panic!("nobody asks for the console"),
         }
     }
@@ -217,9 +295,12 @@ impl World {
         SocketId { slot, generation: 0 }
     }
 
-    /// A socket as a shard names it. It is gone if PostgreSQL or the client was faster.
-    fn socket_of(&mut self, shard: usize, socket: SocketId) -> Option<&mut Socket> {
-        let socket = self.sockets.get_mut(&socket.slot)?;
+    /// A socket as a shard names it; none if its ring has it no more.
+    fn socket_of(&mut self, shard: usize, id: SocketId) -> Option<&mut Socket> {
+        let socket = self.sockets.get_mut(&id.slot)?;
+        if !socket.is_in_ring() || socket.generation != id.generation {
+            return None;
+        }
         assert_eq!(socket.shard, shard, "a shard names its own sockets only");
         Some(socket)
     }
@@ -228,9 +309,10 @@ impl World {
         self.nodes[shard].stalls_until > self.now
     }
 
-    /// The sockets that this is true of.
+    /// The sockets in rings that this is true of.
     pub fn sockets_where(&self, is_wanted: impl Fn(&Socket) -> bool) -> Vec<u32> {
-        self.sockets.iter().filter(|(_, socket)| is_wanted(socket)).map(|(&slot, _)| slot).collect()
+        let wanted = self.sockets.iter().filter(|(_, socket)| socket.is_in_ring() && is_wanted(socket));
+        wanted.map(|(&slot, _)| slot).collect()
     }
 }
 
