@@ -8,6 +8,8 @@ use crate::ids::ShardId;
 /// One shard's share of an endpoint's permits.
 #[derive(Debug)]
 pub struct Ledger {
+    shard: ShardId,
+    shards: usize,
     limit: usize,
     held: usize,
 }
@@ -21,8 +23,15 @@ pub struct Permit(());
 impl Ledger {
     /// The share of shard `shard` of `shards`. The shares of all add up to `max_connections`.
     pub fn share(max_connections: usize, shard: ShardId, shards: usize) -> Self {
-        let remainder = usize::from(usize::from(shard.0) < max_connections % shards);
-        Self { limit: max_connections / shards + remainder, held: 0 }
+        let mut ledger = Self { shard, shards, limit: 0, held: 0 };
+        ledger.set_limit(max_connections);
+        ledger
+    }
+
+    /// Another `max_connections`. More may be held than it allows; none is given out until that is over.
+    pub fn set_limit(&mut self, max_connections: usize) {
+        let remainder = usize::from(usize::from(self.shard.0) < max_connections % self.shards);
+        self.limit = max_connections / self.shards + remainder;
     }
 
     /// A permit, if one is free.
@@ -115,5 +124,20 @@ mod tests {
         ledger.give_back(second);
         ledger.give_back(third);
         assert_eq!(ledger.held(), 0);
+    }
+
+    #[test]
+    fn a_lowered_limit_holds_back_what_comes_back() {
+        let mut ledger = Ledger::share(4, ShardId(1), 2);
+        let (first, second) = (ledger.take().unwrap(), ledger.take().unwrap());
+        ledger.set_limit(3);
+        assert_eq!((ledger.limit(), ledger.held()), (1, 2));
+        ledger.give_back(first);
+        assert!(ledger.take().is_none());
+        ledger.give_back(second);
+        let third = ledger.take().unwrap();
+        ledger.give_back(third);
+        ledger.set_limit(4);
+        assert_eq!(ledger.limit(), 2);
     }
 }

@@ -7,8 +7,10 @@
 //! ```text
 //! arguments                     the command line, as values
 //! ids time limits slab log_line words
+//! metrics                       numbers to be looked at: waits, routes, shards
 //! wire                          bytes <-> messages: framing, startup, errors
 //! config                        what the operator asked for, valid by construction
+//! admin                         the console: commands and their answers
 //! server session pool ledger    machines: what a server owes, what a client's bytes mean, who waits, permits
 //! shard                         the whole state of one core: events in, effects out
 //! -- from here on there is a kernel --
@@ -44,6 +46,7 @@
 //! one server connection. link, release: give a server to a client, take it back. session id, connection id:
 //! of a client's session and of a server connection's life, in every line that concerns them.
 
+pub mod admin;
 pub mod arguments;
 pub mod config;
 #[cfg(feature = "runtime")]
@@ -56,6 +59,7 @@ pub mod ledger;
 pub mod limits;
 pub mod log_line;
 pub mod mail;
+pub mod metrics;
 pub mod pool;
 #[cfg(feature = "runtime")]
 pub mod ring;

@@ -16,10 +16,10 @@ pub const AUTHENTICATION_BYTES_MAX: usize = 65_536;
 
 /// Bytes a client may have waiting (for a server, or to be sent on) before we stop reading from it; the same for
 /// a server's bytes waiting for its client. Four receive buffers of the default size keep a fast stream moving.
-pub const UNSENT_BYTES_HIGH: usize = 64 * 1024;
+pub const UNSENT_BYTES_HIGH: usize = 128 * 1024;
 
 /// Reading goes on when what waits has fallen to this.
-pub const UNSENT_BYTES_LOW: usize = 16 * 1024;
+pub const UNSENT_BYTES_LOW: usize = 32 * 1024;
 
 /// A message that begins a transaction and is not larger than this is collected before a server is taken for it,
 /// so that a client that sends half a query holds nothing but its own bytes.

@@ -9,6 +9,7 @@
 
 use crate::ids::{ConnectionId, Peer, RouteName, SessionId};
 use crate::ledger::Permit;
+use crate::metrics::ShardReport;
 use crate::server::Parameters;
 use crate::time::Instant;
 use bytes::Bytes;
@@ -21,6 +22,10 @@ pub enum Letter<C> {
     Server(Box<MovedServer>, C),
     /// A client that has not been answered: go on as if it had come to you.
     Client(Box<MovedClient>, C),
+    /// Tell all about yourself. An inquiry is answered before the next one is written.
+    Inquire,
+    /// The answer to it.
+    Report(Box<ShardReport>),
 }
 
 /// A server connection on its way: it owes nothing, is in no transaction, and was between two messages when it was
@@ -71,6 +76,7 @@ impl<C> Letter<C> {
     pub fn connection(&self) -> Option<&C> {
         match self {
             Self::Server(_, connection) | Self::Client(_, connection) => Some(connection),
+            Self::Inquire | Self::Report(_) => None,
         }
     }
 
@@ -79,6 +85,8 @@ impl<C> Letter<C> {
         match self {
             Self::Server(server, connection) => Letter::Server(server, change(connection)),
             Self::Client(client, connection) => Letter::Client(client, change(connection)),
+            Self::Inquire => Letter::Inquire,
+            Self::Report(report) => Letter::Report(report),
         }
     }
 }
@@ -89,8 +97,9 @@ impl<C> Letter<C> {
 /// - Moved servers: each carries a permit.
 /// - Moved clients: written only while fewer than [`STEERED_MAX`] letters lie there. All other shards may look at the
 ///   same moment, and then write one each.
+/// - Inquiries and reports: one of each from every other shard.
 pub const fn letters_max(permits: usize, shards: usize) -> usize {
-    permits + STEERED_MAX + shards
+    permits + STEERED_MAX + shards + 2 * shards
 }
 
 /// Letters waiting for a shard from which on no clients are steered to it: they stay where they are. A shard empties its

@@ -13,6 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("log_line", &["ids"]),
     ("slab", &[]),
+    ("metrics", &["ids"]),
     // Bytes to messages.
     ("wire", &["limits"]),
     // Machines.
@@ -20,14 +21,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("server", &["wire", "limits"]),
     ("session", &["wire", "limits", "server"]),
     ("pool", &[]),
+    ("admin", &["config", "ids", "metrics", "wire"]),
     ("ledger", &["ids"]),
-    ("mail", &["ids", "ledger", "server", "time"]),
+    ("mail", &["ids", "ledger", "metrics", "server", "time"]),
     // One core, pure.
     (
         "shard",
         &[
-            "config", "ids", "ledger", "limits", "log_line", "mail", "pool", "server", "session", "slab",
-            "time", "wire",
+            "admin", "config", "ids", "ledger", "limits", "log_line", "mail", "metrics", "pool", "server",
+            "session", "slab", "time", "wire",
         ],
     ),
     // The kernel.
@@ -37,7 +39,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // Where all meets.
     (
         "engine",
-        &["config", "control", "ids", "log_line", "mail", "ring", "shard", "slab", "server", "wire", "time"],
+        &[
+            "config", "control", "ids", "log_line", "mail", "metrics", "ring", "shard", "slab", "server",
+            "wire", "time",
+        ],
     ),
     ("arguments", &["config"]),
     ("fuzzing", &["server", "session", "wire"]),
@@ -46,8 +51,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// Rooms that build and pass their tests without glommio, io_uring and libc.
 const PURE: &[&str] = &[
-    "ids", "time", "limits", "log_line", "slab", "wire", "config", "server", "session", "pool", "ledger",
-    "mail", "shard",
+    "ids", "time", "limits", "log_line", "slab", "metrics", "admin", "wire", "config", "server", "session",
+    "pool", "ledger", "mail", "shard",
 ];
 
 fn source() -> PathBuf {

@@ -18,9 +18,11 @@ mod error;
 mod file;
 mod load;
 mod pgbouncer;
+mod reload;
 mod render;
 mod report;
 mod settings;
+mod shares;
 mod suggest;
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,8 @@ mod values;
 pub use error::ConfigError;
 pub use file::parse;
 pub use load::load;
+pub use reload::Reloaded;
+pub use render::Row;
 
 pub use crate::log_line::Level as LogLevel;
 
@@ -43,6 +47,8 @@ pub struct Config {
     pub pool_mode: PoolMode,
     /// Clients at the same time, over all shards.
     pub max_client_conn: usize,
+    /// Connections that a route without a ceiling of its own can have at most; `None` for as many as the endpoint has.
+    pub default_pool_size: Option<usize>,
     /// Whether idle server connections go to the shard where they are wanted.
     pub hand_over: bool,
     /// Whether clients go to the shards where their route lives.
@@ -199,6 +205,8 @@ pub struct Endpoint {
     pub port: u16,
     /// Connections to it, over all shards and routes.
     pub max_connections: usize,
+    /// Of these, connections that only routes of [`Config::admin_users`] may use.
+    pub reserve: usize,
 }
 
 /// Where a PostgreSQL server is.
@@ -227,6 +235,8 @@ pub struct Database {
     pub password: Option<Secret>,
     /// Its own pool mode.
     pub pool_mode: Option<PoolMode>,
+    /// Its own [`Config::default_pool_size`].
+    pub pool_size: Option<usize>,
 }
 
 /// What is asked for one route.
@@ -240,8 +250,22 @@ pub struct RouteSettings {
     pub weight: u32,
     /// Connections it can always have.
     pub min_connections: usize,
-    /// Connections it can have at most; `None` for as many as the endpoint has.
+    /// Connections it can have at most; `None` for as many as [`Terms::ceiling`] says.
     pub max_connections: Option<usize>,
+}
+
+/// What holds for one route's connections, wherever it is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Its part of the endpoint's connections, against the other routes' weights.
+    pub weight: u32,
+    /// Connections it can always have.
+    pub floor: usize,
+    /// Connections it can have at most: its `max_connections`, else its database's `pool_size`, else
+    /// `default_pool_size`; `None` for as many as the endpoint has.
+    pub ceiling: Option<usize>,
+    /// Whether it may use the endpoint's reserve.
+    pub may_use_reserve: bool,
 }
 
 /// The users of `auth_file`, with their passwords or what is kept instead of them.
@@ -293,6 +317,23 @@ impl Config {
     /// The server a database is on.
     pub fn endpoint_of(&self, database: &Database) -> &Endpoint {
         &self.endpoints[database.endpoint]
+    }
+
+    /// What holds for the route of clients that ask for `database` as `user`, who is `role` on the server.
+    pub fn terms(&self, database: &str, user: &str, role: &str) -> Terms {
+        let own = self.routes.iter().find(|route| route.database == database && route.user == role);
+        let pool_size = self.database(database).and_then(|database| database.pool_size);
+        Terms {
+            weight: own.map_or(1, |route| route.weight),
+            floor: own.map_or(0, |route| route.min_connections),
+            ceiling: own.and_then(|route| route.max_connections).or(pool_size).or(self.default_pool_size),
+            may_use_reserve: self.is_admin(user),
+        }
+    }
+
+    /// Whether this user may open the console, and use the reserves.
+    pub fn is_admin(&self, user: &str) -> bool {
+        self.admin_users.iter().any(|admin| admin == user)
     }
 
     /// What to log in with as `user` on the server of this database.

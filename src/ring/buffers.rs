@@ -1,9 +1,10 @@
 //! The receive buffers that are lent to the kernel, and the guards over what arrived in them.
 //!
-//! A buffer is free while the kernel may write to it, and held while a [`Received`] points into it. The last
-//! guard to go gives it back.
+//! A buffer is free, or held while a [`Received`] points into it; the last guard to go frees it. Of the free ones only
+//! as many are laid out for the kernel as it lately used within a turn, the ones used last first: the kernel takes
+//! them in turn, and if all of them went around, each would have left the cache by the time it is written to again.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
@@ -14,7 +15,7 @@ use super::error::RingError;
 
 /// All receive buffers of one ring.
 pub(super) struct Buffers {
-    /// `struct io_uring_buf_ring`: the free buffers, as the kernel takes them.
+    /// `struct io_uring_buf_ring`: the buffers laid out, as the kernel takes them.
     ring: Mapping,
     memory: Mapping,
     mask: u16,
@@ -22,7 +23,15 @@ pub(super) struct Buffers {
     tail: Cell<u16>,
     /// How many guards point into each buffer.
     guards: Box<[Cell<u32>]>,
-    free: Cell<u32>,
+    /// Free and not laid out, the one used last on top.
+    spare: RefCell<Vec<u16>>,
+    /// The kernel may write to so many.
+    laid_out: Cell<u32>,
+    /// So many are to be laid out, if there are.
+    working_set: Cell<u32>,
+    /// The fewest that were left when more were laid out, since the working set was last reviewed.
+    fewest: Cell<u32>,
+    layouts: Cell<u32>,
     held: Cell<u32>,
 }
 
@@ -45,12 +54,14 @@ impl Buffers {
             bytes,
             tail: Cell::new(0),
             guards: vec![Cell::new(0); usize::from(count)].into_boxed_slice(),
-            free: Cell::new(0),
-            held: Cell::new(u32::from(count)),
+            spare: RefCell::new((0..count).rev().collect()),
+            laid_out: Cell::new(0),
+            working_set: Cell::new(WORKING_SET_MIN.min(u32::from(count))),
+            fewest: Cell::new(u32::MAX),
+            layouts: Cell::new(0),
+            held: Cell::new(0),
         };
-        for id in 0..count {
-            buffers.give_back(id);
-        }
+        buffers.lay_out();
         Ok(Rc::new(buffers))
     }
 
@@ -64,7 +75,12 @@ impl Buffers {
     }
 
     pub fn free(&self) -> u32 {
-        self.free.get()
+        u32::from(self.count()) - self.held.get()
+    }
+
+    /// Buffers that the kernel may write to.
+    pub fn laid_out(&self) -> u32 {
+        self.laid_out.get()
     }
 
     /// Bytes per buffer.
@@ -74,7 +90,44 @@ impl Buffers {
 
     /// Fewer than half are free: nobody may hold on to one.
     pub fn are_scarce(&self) -> bool {
-        self.free.get() * 2 < u32::from(self.count())
+        self.free() * 2 < u32::from(self.count())
+    }
+
+    /// Lays out what the kernel may need until the next turn.
+    pub fn lay_out(&self) {
+        let left = self.laid_out.get();
+        self.review(left);
+        let mut spare = self.spare.borrow_mut();
+        let lacking = self.working_set.get().saturating_sub(left) as usize;
+        let keep = spare.len().saturating_sub(lacking);
+        if keep == spare.len() {
+            return;
+        }
+        for id in spare.drain(keep..).rev() {
+            self.lay(id);
+        }
+        drop(spare);
+        // SAFETY: the last two bytes of entry 0 are the tail, aligned, and shared with the kernel as an atomic.
+        let shared_tail =
+            unsafe { AtomicU16::from_ptr(self.ring.start.byte_add(TAIL_OFFSET).as_ptr().cast()) };
+        shared_tail.store(self.tail.get(), Ordering::Release);
+        self.check();
+    }
+
+    /// The working set doubles when the kernel found nothing laid out, and halves when it lately left more than half.
+    fn review(&self, left: u32) {
+        self.fewest.set(self.fewest.get().min(left));
+        self.layouts.set(self.layouts.get() + 1);
+        let working_set = self.working_set.get();
+        if left == 0 && self.layouts.get() > 1 {
+            self.working_set.set((working_set * 2).min(u32::from(self.count())));
+        } else if self.layouts.get() < REVIEW_LAYOUTS {
+            return;
+        } else if self.fewest.get() > working_set / 2 {
+            self.working_set.set((working_set / 2).max(WORKING_SET_MIN.min(u32::from(self.count()))));
+        }
+        self.layouts.set(1);
+        self.fewest.set(u32::MAX);
     }
 
     /// The kernel filled buffer `id`.
@@ -82,7 +135,7 @@ impl Buffers {
         let guards = &self.guards[usize::from(id)];
         assert!(guards.get() == 0 && length <= self.bytes, "the kernel filled a buffer that is not its own");
         guards.set(1);
-        self.free.set(self.free.get() - 1);
+        self.laid_out.set(self.laid_out.get() - 1);
         self.held.set(self.held.get() + 1);
         self.check();
         Received { buffers: Rc::clone(self), start: 0, length, id }
@@ -92,11 +145,12 @@ impl Buffers {
         let guards = &self.guards[usize::from(id)];
         guards.set(guards.get() - 1);
         if guards.get() == 0 {
-            self.give_back(id);
+            self.spare.borrow_mut().push(id);
+            self.held.set(self.held.get() - 1);
         }
     }
 
-    fn give_back(&self, id: u16) {
+    fn lay(&self, id: u16) {
         let tail = self.tail.get();
         // SAFETY: the masked index is below the number of entries, and the kernel does not read an entry before
         // the tail has passed it. The reserved bytes, in entry 0 the tail, are left alone.
@@ -107,18 +161,13 @@ impl Buffers {
             (&raw mut (*entry).id).write(id);
         }
         self.tail.set(tail.wrapping_add(1));
-        // SAFETY: the last two bytes of entry 0 are the tail, aligned, and shared with the kernel as an atomic.
-        let shared_tail =
-            unsafe { AtomicU16::from_ptr(self.ring.start.byte_add(TAIL_OFFSET).as_ptr().cast()) };
-        shared_tail.store(self.tail.get(), Ordering::Release);
-        self.free.set(self.free.get() + 1);
-        self.held.set(self.held.get() - 1);
-        self.check();
+        self.laid_out.set(self.laid_out.get() + 1);
     }
 
     fn check(&self) {
+        let spare = self.spare.borrow().len() as u32;
         assert!(
-            self.free.get() + self.held.get() == u32::from(self.count()),
+            spare + self.laid_out.get() + self.held.get() == u32::from(self.count()),
             "a receive buffer was lost or doubled"
         );
     }
@@ -236,6 +285,12 @@ const CACHE_LINE: usize = 64;
 /// An odd number of lines, so that starts spread over all sets of the cache; three, for most messages fit in them.
 const CACHE_COLOUR: usize = 3 * CACHE_LINE;
 
+/// Buffers laid out at least: 1 MiB of the default size, which stays in a core's own cache beside everything else.
+const WORKING_SET_MIN: u32 = 32;
+
+/// How many turns a working set is too large before it shrinks.
+const REVIEW_LAYOUTS: u32 = 1024;
+
 /// Where `struct io_uring_buf_ring` has its tail.
 const TAIL_OFFSET: usize = std::mem::offset_of!(RingEntry, reserved);
 
@@ -258,6 +313,25 @@ mod tests {
         assert_eq!(part.range(0..2).len(), 2);
         drop(part);
         assert_eq!(buffers.free(), 4);
+    }
+
+    #[test]
+    fn the_working_set_follows_what_a_turn_uses() {
+        let buffers = Buffers::new(256, 100).unwrap();
+        assert_eq!((buffers.laid_out(), buffers.free()), (WORKING_SET_MIN, 256));
+        // The kernel takes those laid out in turn: the lowest numbers first.
+        let taken: Vec<Received> = (0..32).map(|id| buffers.take(id, 1)).collect();
+        buffers.lay_out();
+        assert_eq!((buffers.laid_out(), buffers.free()), (64, 224));
+        drop(taken);
+        // Each turn uses one: far less than half, until the review that follows so many turns.
+        for _ in 1..REVIEW_LAYOUTS {
+            assert_eq!(buffers.working_set.get(), 64);
+            drop(buffers.take(32, 1));
+            buffers.lay_out();
+        }
+        assert_eq!(buffers.working_set.get(), WORKING_SET_MIN);
+        assert_eq!((buffers.laid_out(), buffers.free()), (63, 256));
     }
 
     #[test]

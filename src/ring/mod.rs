@@ -457,6 +457,7 @@ impl State {
         if mem::take(&mut self.descriptors_closed) {
             self.resume_listeners();
         }
+        self.buffers.lay_out();
         self.feed_starved();
         self.submit_sends();
     }
@@ -653,8 +654,8 @@ impl Default for RingSettings {
         Self {
             sq_entries: 1024,
             cq_entries: 8192,
-            recv_buffers: 512,
-            recv_buffer_bytes: 16384,
+            recv_buffers: 256,
+            recv_buffer_bytes: 32768,
             busy_poll: Duration::ZERO,
         }
     }

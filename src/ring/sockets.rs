@@ -321,7 +321,7 @@ impl State {
 
     /// Lets as many starved sockets receive again as there are buffers.
     pub fn feed_starved(&mut self) {
-        let mut rations = self.buffers.free();
+        let mut rations = self.buffers.laid_out();
         while rations > 0 {
             let Some(key) = self.sockets.starved.pop_front() else { break };
             let Some(socket) = self.sockets.table.get_mut(key) else { continue };

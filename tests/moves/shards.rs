@@ -306,7 +306,9 @@ impl Side {
                 let id = id.or(line.fields.session.map(|id| id.to_string())).unwrap_or_default();
                 self.log.push(format!("{id} {}", line.message));
             }
-            Effect::Cancel { .. } | Effect::Compute { .. } => panic!("nothing of that in these tests"),
+            Effect::Cancel { .. } | Effect::Compute { .. } | Effect::Observe | Effect::Reload { .. } => {
+                panic!("nothing of that in these tests")
+            }
         }
     }
 }

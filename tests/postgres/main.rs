@@ -15,6 +15,7 @@ mod random;
 mod wire;
 
 mod asynchronous;
+mod console;
 mod copy;
 mod faults;
 mod hostile;
@@ -24,3 +25,4 @@ mod load;
 mod login;
 mod pooling;
 mod pressure;
+mod reload;

@@ -40,6 +40,10 @@ impl Postgres {
         Self { started: true, ..Self::default() }
     }
 
+    pub fn is_logged_in(&self) -> bool {
+        self.started
+    }
+
     pub fn receive(&mut self, bytes: &[u8]) {
         self.input.extend_from_slice(bytes);
         while !self.gone && self.step() {}
@@ -250,4 +254,11 @@ impl Postgres {
         self.output.extend((body.len() as u32 + 4).to_be_bytes());
         self.output.extend_from_slice(body);
     }
+}
+
+pub fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![tag];
+    bytes.extend((body.len() as u32 + 4).to_be_bytes());
+    bytes.extend_from_slice(body);
+    bytes
 }
