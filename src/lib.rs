@@ -12,6 +12,7 @@
 //! config                        what the operator asked for, valid by construction
 //! admin                         the console: commands and their answers
 //! server session pool ledger    machines: what a server owes, what a client's bytes mean, who waits, permits
+//! mail                          what one shard writes to another: moving connections, inquiries
 //! shard                         the whole state of one core: events in, effects out
 //! -- from here on there is a kernel --
 //! ring                          io_uring: sockets, buffers, deadlines, doorbell, tasks. Knows no message
@@ -43,8 +44,10 @@
 //!
 //! client, server: the two kinds of connection we hold. shard: a pinned core and all it owns. endpoint: one
 //! PostgreSQL server. route: (endpoint, database, user), what a pool is keyed by. permit: the right to hold
-//! one server connection. link, release: give a server to a client, take it back. session id, connection id:
-//! of a client's session and of a server connection's life, in every line that concerns them.
+//! one server connection. link, release: give a server to a client, take it back. letter, inbox: what crosses
+//! cores, and where it lies. hand-over: a live server connection goes to another shard. steering: a client
+//! does, at login. session id, connection id: of a client's session and of a server connection's life, in every
+//! line that concerns them.
 
 pub mod admin;
 pub mod arguments;

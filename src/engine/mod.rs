@@ -352,12 +352,7 @@ impl Engine {
             Some(fd) => fd,
             None => unreachable!("a connection leaves when it was taken out of the ring"),
         });
-        if let Err(parcel) = self.post.send(to, Parcel { from: self.id, letter })
-            && parcel.letter.connection().is_some()
-        {
-            // That shard has ended, and this one is about to: its letter is ours to deal with.
-            self.read_letter(parcel);
-        }
+        self.post.send(to, Parcel { from: self.id, letter });
     }
 
     fn read_letter(self: &Rc<Self>, Parcel { from, letter }: Parcel) {

@@ -21,7 +21,7 @@ type Job = Box<dyn FnOnce(&Rc<Engine>) + Send>;
 /// Shards that run.
 struct Shards {
     running: Vec<Running>,
-    drained: Receiver<News>,
+    news: Receiver<News>,
     clients: Arc<AtomicUsize>,
 }
 
@@ -41,7 +41,7 @@ impl Shards {
         let (logger, _) = Logger::start_on(io::sink(), &config.log, &housekeeping).unwrap();
         let resolver = Resolver::start(config.dns, &housekeeping).unwrap();
         let helpers = Helpers::start(1, &housekeeping).unwrap();
-        let (tell, drained) = unbounded();
+        let (tell, news) = unbounded();
         let clients = Arc::new(AtomicUsize::new(0));
         let posts = Post::connect(count, letters_max(10, count)).unwrap();
         let mut running = Vec::new();
@@ -70,7 +70,7 @@ impl Shards {
             });
             running.push(Running { thread, mail, doorbell, waiting, address });
         }
-        Self { running, drained, clients }
+        Self { running, news, clients }
     }
 
     /// Has a shard's thread do something.
@@ -117,7 +117,7 @@ impl Shards {
         client
     }
 
-    fn tell(&self, mail: Mail) {
+    fn tell(&self, mail: &Mail) {
         for running in &self.running {
             running.mail.send(mail.clone()).unwrap();
             running.doorbell.ring();
@@ -126,12 +126,12 @@ impl Shards {
 
     /// Ends all in good order.
     fn finish(self) {
-        self.tell(Mail::Drain);
+        self.tell(&Mail::Drain);
         for _ in &self.running {
-            assert!(matches!(self.drained.recv_timeout(PATIENCE), Ok(News::Drained)));
+            assert!(matches!(self.news.recv_timeout(PATIENCE), Ok(News::Drained)));
         }
         assert_eq!(self.clients.load(Ordering::Relaxed), 0, "every client was counted out once");
-        self.tell(Mail::End);
+        self.tell(&Mail::End);
         for running in self.running {
             running.thread.join().unwrap();
         }
