@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! arguments                     the command line, as values
-//! ids time limits slab log_line words
+//! ids time limits random slab log_line words
 //! metrics                       numbers to be looked at: waits, routes, shards
 //! wire                          bytes <-> messages: framing, startup, errors
 //! config                        what the operator asked for, valid by construction
@@ -64,6 +64,7 @@ pub mod log_line;
 pub mod mail;
 pub mod metrics;
 pub mod pool;
+pub mod random;
 #[cfg(feature = "runtime")]
 pub mod ring;
 pub mod server;

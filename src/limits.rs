@@ -38,9 +38,10 @@ pub const DRAINED_BYTES_MAX: usize = 1024 * 1024;
 /// How long a server may take to come to rest after its client left.
 pub const DRAIN_MAX: Duration = Duration::from_millis(500);
 
-/// Server connections of one endpoint that a shard opens at the same time: enough to fill a pool within a few
-/// round trips, few enough that a cold start is no storm (PostgreSQL forks a process for each).
-pub const DIALS_PER_ENDPOINT_MAX: usize = 8;
+/// Server connections of one endpoint that are opened at the same time, over all shards: enough to fill a pool within a
+/// few round trips, few enough that a cold start is no storm (PostgreSQL forks a process for each). That each is
+/// answered bounds the letters about it, too.
+pub const DIALS_MAX: u32 = 16;
 
 /// First pause after a failed connection attempt; doubles up to `DIAL_BACKOFF_MAX`.
 pub const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(50);

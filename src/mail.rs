@@ -8,7 +8,7 @@
 //! two engines, a socket where the other shard reads it.
 
 use crate::ids::{ConnectionId, Peer, RouteName, SessionId};
-use crate::ledger::Permit;
+use crate::ledger::{Order, Permit, Request};
 use crate::metrics::ShardReport;
 use crate::server::Parameters;
 use crate::time::Instant;
@@ -22,6 +22,15 @@ pub enum Letter<C> {
     Server(Box<MovedServer>, C),
     /// A client that has not been answered: go on as if it had come to you.
     Client(Box<MovedClient>, C),
+    /// To the ledger of an endpoint, by its index in the configuration.
+    ToLedger(Box<(usize, Request)>),
+    /// From such a ledger.
+    FromLedger(Box<(usize, Order)>),
+    /// A server connection that was on its way to you has ended before it left: its permit is yours.
+    Lost(Box<LostServer>),
+    /// What servers of this route report: whoever logs in need not wait for a server of your own. A hint, which is not
+    /// written to who has much to read.
+    Parameters(Box<(RouteName, Arc<Parameters>)>),
     /// Tell all about yourself. An inquiry is answered before the next one is written.
     Inquire,
     /// The answer to it.
@@ -56,6 +65,17 @@ pub struct MovedServer {
     pub unread: Vec<u8>,
 }
 
+/// What is left of a server connection that was to move.
+#[derive(Debug)]
+pub struct LostServer {
+    /// Whom it would have served.
+    pub route: RouteName,
+    /// Index of its endpoint in the configuration.
+    pub endpoint: usize,
+    /// The right to hold it.
+    pub permit: Permit,
+}
+
 /// A client on its way.
 #[derive(Debug)]
 pub struct MovedClient {
@@ -76,7 +96,12 @@ impl<C> Letter<C> {
     pub fn connection(&self) -> Option<&C> {
         match self {
             Self::Server(_, connection) | Self::Client(_, connection) => Some(connection),
-            Self::Inquire | Self::Report(_) => None,
+            Self::ToLedger(_)
+            | Self::FromLedger(_)
+            | Self::Lost(_)
+            | Self::Parameters(_)
+            | Self::Inquire
+            | Self::Report(_) => None,
         }
     }
 
@@ -85,21 +110,25 @@ impl<C> Letter<C> {
         match self {
             Self::Server(server, connection) => Letter::Server(server, change(connection)),
             Self::Client(client, connection) => Letter::Client(client, change(connection)),
+            Self::ToLedger(request) => Letter::ToLedger(request),
+            Self::FromLedger(order) => Letter::FromLedger(order),
+            Self::Lost(lost) => Letter::Lost(lost),
+            Self::Parameters(parameters) => Letter::Parameters(parameters),
             Self::Inquire => Letter::Inquire,
             Self::Report(report) => Letter::Report(report),
         }
     }
 }
 
-/// Letters that can lie in one shard's inbox, term by term. More is a broken invariant. `permits` are those of all
+/// Letters that can lie in one shard's inbox, term by term. More is a broken invariant. `limits` are those of the
 /// endpoints.
 ///
-/// - Moved servers: each carries a permit.
-/// - Moved clients: written only while fewer than [`STEERED_MAX`] letters lie there. All other shards may look at the
-///   same moment, and then write one each.
+/// - To and from ledgers, and servers that move: see [`ledger::letters_max`](crate::ledger::letters_max).
+/// - Moved clients and hints: written only while fewer than [`STEERED_MAX`] letters lie there. All other shards may look
+///   at the same moment, and then write one each.
 /// - Inquiries and reports: one of each from every other shard.
-pub const fn letters_max(permits: usize, shards: usize) -> usize {
-    permits + STEERED_MAX + shards + 2 * shards
+pub fn letters_max(limits: impl IntoIterator<Item = usize>, shards: usize) -> usize {
+    crate::ledger::letters_max(limits, shards) + STEERED_MAX + shards + 2 * shards
 }
 
 /// Letters waiting for a shard from which on no clients are steered to it: they stay where they are. A shard empties its

@@ -167,7 +167,7 @@ impl RouteReport {
         self.idle += other.idle;
         self.linked += other.linked;
         self.waiting += other.waiting;
-        self.quota += other.quota;
+        self.quota = self.quota.max(other.quota);
         self.counts.granted += other.counts.granted;
         self.counts.recalled += other.counts.recalled;
         self.counts.handed_in += other.counts.handed_in;

@@ -10,14 +10,13 @@ use std::collections::VecDeque;
 pub struct Pool<S, C> {
     idle: Vec<S>,
     waiting: VecDeque<C>,
-    /// Connections held in any state, closing ones included.
+    /// Connections that are here in any state: being opened, closing, leaving.
     held: usize,
-    dialing: usize,
 }
 
 impl<S, C> Default for Pool<S, C> {
     fn default() -> Self {
-        Self { idle: Vec::new(), waiting: VecDeque::new(), held: 0, dialing: 0 }
+        Self { idle: Vec::new(), waiting: VecDeque::new(), held: 0 }
     }
 }
 
@@ -67,26 +66,14 @@ impl<S: Copy + PartialEq, C: Copy + PartialEq> Pool<S, C> {
         self.waiting.iter().copied()
     }
 
-    /// A client waits no longer: it left, or waited too long.
-    pub fn forget_waiting(&mut self, client: C) {
-        if let Some(at) = self.waiting.iter().position(|&each| each == client) {
-            self.waiting.remove(at);
-        }
+    /// A client waits no longer: it left, or waited too long. Its place in the queue, if it was in it.
+    pub fn forget_waiting(&mut self, client: C) -> Option<usize> {
+        let place = self.waiting.iter().position(|&each| each == client)?;
+        self.waiting.remove(place);
+        Some(place)
     }
 
-    /// A connection is being opened.
-    pub fn dial_begins(&mut self) {
-        self.held += 1;
-        self.dialing += 1;
-    }
-
-    /// The opening came to an end, good or bad.
-    pub fn dial_ends(&mut self) {
-        assert!(self.dialing > 0, "a dial that ends has begun");
-        self.dialing -= 1;
-    }
-
-    /// A connection came from another shard.
+    /// A connection is being opened, or came from another shard.
     pub fn arrives(&mut self) {
         self.held += 1;
     }
@@ -97,20 +84,9 @@ impl<S: Copy + PartialEq, C: Copy + PartialEq> Pool<S, C> {
         self.held -= 1;
     }
 
-    /// Clients wait for whom no connection is being opened.
-    #[inline]
-    pub fn wants_more(&self) -> bool {
-        self.waiting.len() > self.dialing
-    }
-
     /// Connections held in any state.
     pub fn held(&self) -> usize {
         self.held
-    }
-
-    /// Connections being opened.
-    pub fn dialing(&self) -> usize {
-        self.dialing
     }
 
     /// Idle connections.
@@ -138,8 +114,7 @@ mod tests {
     fn servers_come_last_in_first_out_and_clients_first_come_first_served() {
         let mut pool = Pool::<u8, char>::default();
         for server in 1..=3 {
-            pool.dial_begins();
-            pool.dial_ends();
+            pool.arrives();
             pool.put_idle(server);
         }
         assert_eq!(pool.coldest_idle(), Some(1));
@@ -150,8 +125,9 @@ mod tests {
         for client in ['a', 'b', 'c'] {
             pool.enqueue(client);
         }
-        pool.forget_waiting('a');
-        assert_eq!(pool.dequeue(), Some('b'));
+        assert_eq!(pool.forget_waiting('b'), Some(1));
+        assert_eq!(pool.forget_waiting('b'), None);
+        assert_eq!(pool.dequeue(), Some('a'));
         assert_eq!(pool.dequeue(), Some('c'));
         assert_eq!(pool.dequeue(), None);
     }

@@ -11,6 +11,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ids", &[]),
     ("time", &[]),
     ("limits", &[]),
+    ("random", &[]),
     ("log_line", &["ids"]),
     ("slab", &[]),
     ("metrics", &["ids"]),
@@ -22,14 +23,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("session", &["wire", "limits", "server"]),
     ("pool", &[]),
     ("admin", &["config", "ids", "metrics", "wire"]),
-    ("ledger", &["ids"]),
+    ("ledger", &["ids", "limits", "random", "time"]),
     ("mail", &["ids", "ledger", "metrics", "server", "time"]),
     // One core, pure.
     (
         "shard",
         &[
-            "admin", "config", "ids", "ledger", "limits", "log_line", "mail", "metrics", "pool", "server",
-            "session", "slab", "time", "wire",
+            "admin", "config", "ids", "ledger", "limits", "log_line", "mail", "metrics", "pool", "random",
+            "server", "session", "slab", "time", "wire",
         ],
     ),
     // The kernel.
@@ -51,8 +52,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// Rooms that build and pass their tests without glommio, io_uring and libc.
 const PURE: &[&str] = &[
-    "ids", "time", "limits", "log_line", "slab", "metrics", "admin", "wire", "config", "server", "session",
-    "pool", "ledger", "mail", "shard",
+    "ids", "time", "limits", "random", "log_line", "slab", "metrics", "admin", "wire", "config", "server",
+    "session", "pool", "ledger", "mail", "shard",
 ];
 
 fn source() -> PathBuf {

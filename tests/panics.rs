@@ -5,8 +5,8 @@ use pgpinion::config::Config;
 use pgpinion::control::affinity::Housekeeping;
 use pgpinion::control::log::Logger;
 use pgpinion::engine::panics::{EndsTheProcess, guarded, report};
-use pgpinion::ids::{Owner, ShardId, SocketId};
-use pgpinion::ledger::Ledger;
+use pgpinion::ids::{Owner, RouteName, ShardId, SocketId};
+use pgpinion::ledger::Share;
 use pgpinion::pool::Pool;
 use pgpinion::ring::{self, Ring, RingSettings};
 use pgpinion::shard::{Effect, Peer, Shard};
@@ -14,6 +14,7 @@ use pgpinion::time::Instant;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::time::Duration;
 
 fn config() -> Config {
     Config::upstream("127.0.0.1:5432", &[0]).unwrap()
@@ -88,7 +89,7 @@ fn while_handling(act: impl FnOnce()) {
 #[test]
 fn a_broken_invariant_of_a_pool_ends_the_process() {
     ends_the_process("a_broken_invariant_of_a_pool_ends_the_process", ACCOUNT, || {
-        while_handling(|| Pool::<u8, u8>::default().dial_ends());
+        while_handling(|| Pool::<u8, u8>::default().gone());
     });
 }
 
@@ -96,9 +97,10 @@ fn a_broken_invariant_of_a_pool_ends_the_process() {
 fn a_broken_invariant_of_the_ledger_ends_the_process() {
     ends_the_process("a_broken_invariant_of_the_ledger_ends_the_process", ACCOUNT, || {
         while_handling(|| {
-            let mut ledgers = [0, 1].map(|shard| Ledger::share(2, ShardId(shard), 2));
-            let permit = ledgers[0].take().unwrap();
-            ledgers[1].give_back(permit);
+            let mut share = Share::default();
+            let route = RouteName { section: 0, database: "d".into(), user: "u".into() };
+            let no = share.enter(&route);
+            share.opened(no, Duration::ZERO);
         });
     });
 }

@@ -10,16 +10,7 @@ pub(super) fn faults(config: &Config, index: usize) -> Vec<(&'static str, String
     let endpoint = &config.endpoints[index];
     let title = format!("[endpoints.{}]", bare_or_quoted(&endpoint.name));
     let (connections, reserve) = (endpoint.max_connections, endpoint.reserve);
-    let shards = config.cores.shards.len();
     let mut faults = Vec::new();
-    if connections < shards {
-        let message = format!(
-            "`max_connections` of {title} is {connections}, and there are {shards} shards: this version divides it evenly \
-             over the shards, and each needs at least one; raise it to {shards}, or list at most {connections} cores in \
-             cores.toml"
-        );
-        faults.push(("max_connections", message));
-    }
     if reserve > 0 && reserve >= connections {
         let message = format!(
             "`reserve` of {title} is {reserve} of its {connections} `max_connections`: that leaves nothing to others than \

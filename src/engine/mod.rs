@@ -348,6 +348,9 @@ impl Engine {
     }
 
     fn send_letter(self: &Rc<Self>, to: ShardId, letter: Letter<()>) {
+        if matches!(letter, Letter::Parameters(_)) && !self.post.has_fewer_than(STEERED_MAX, to) {
+            return;
+        }
         let letter = letter.map(|()| match self.descriptor.take() {
             Some(fd) => fd,
             None => unreachable!("a connection leaves when it was taken out of the ring"),

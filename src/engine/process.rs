@@ -167,7 +167,10 @@ fn start_shards(
     endings: &Receiver<Result<(), RunError>>,
 ) -> Result<Vec<ShardThread>, RunError> {
     let count = common.config.cores.shards.len();
-    let posts = Post::connect(count, letters_max(permits_max(&common.config), count))
+    // It matters how many permits there are, not of which endpoint.
+    let others = std::iter::repeat_n(0, common.config.endpoints.len() - 1);
+    let limits = std::iter::once(permits_max(&common.config)).chain(others);
+    let posts = Post::connect(count, letters_max(limits, count))
         .map_err(|error| RunError(format!("cannot make the shards' doorbells: {error}")))?;
     let mut shards = Vec::with_capacity(count);
     for ((index, settings), post) in common.config.cores.shards.iter().enumerate().zip(posts) {

@@ -4,9 +4,7 @@
 
 use super::*;
 use crate::control::affinity::Housekeeping;
-use crate::ids::RouteName;
 use crate::mail::letters_max;
-use crate::metrics::Census;
 use crate::ring::{Promise, RingSettings, local_address, run_shard, tcp_listener};
 use crossbeam_channel::{bounded, unbounded};
 use std::io::{Read, Write};
@@ -43,7 +41,7 @@ impl Shards {
         let helpers = Helpers::start(1, &housekeeping).unwrap();
         let (tell, news) = unbounded();
         let clients = Arc::new(AtomicUsize::new(0));
-        let posts = Post::connect(count, letters_max(10, count)).unwrap();
+        let posts = Post::connect(count, letters_max([1], count)).unwrap();
         let mut running = Vec::new();
         for (index, post) in posts.into_iter().enumerate() {
             let listener = tcp_listener("127.0.0.1:0".parse().unwrap(), 128).unwrap();
@@ -81,30 +79,9 @@ impl Shards {
         answer.recv_timeout(PATIENCE).unwrap()
     }
 
-    /// Hands a server over as soon as there is an idle one. When that began.
-    fn hand_over(&self, from: usize, to: usize) -> Instant {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let begun = self.on(from, move |engine| {
-                let now = Instant::now();
-                let mut begun = false;
-                engine.with_shard(None, |shard| begun = shard.hand_over(&route(), ShardId(to as u16)));
-                begun.then_some(now)
-            });
-            match begun {
-                Some(begun) => return begun,
-                None => assert!(
-                    Instant::now() < end,
-                    "no server came to rest on shard {from}: {:?}",
-                    self.counts()
-                ),
-            }
-        }
-    }
-
-    fn counts(&self) -> Vec<(Census, Stats)> {
-        let count = |engine: &Rc<Engine>| (engine.shard.borrow().census(), engine.shard.borrow().stats());
-        (0..self.running.len()).map(|shard| self.on(shard, count)).collect()
+    fn stats(&self) -> Vec<Stats> {
+        let stats = |engine: &Rc<Engine>| engine.shard.borrow().stats();
+        (0..self.running.len()).map(|shard| self.on(shard, stats)).collect()
     }
 
     fn client(&self, shard: usize) -> Client {
@@ -263,69 +240,71 @@ fn config(port: u16) -> Config {
     config
 }
 
-fn route() -> RouteName {
-    RouteName { section: 0, database: "d".into(), user: "u".into() }
-}
-
-#[test]
-fn a_server_connection_serves_clients_of_two_shards() {
-    let (port, got) = fake(None);
+/// Two shards, a client of each that is let in, and one connection for both.
+fn two_shards_and_one_connection(noise: Option<Duration>) -> (Shards, [Client; 2], Receiver<(usize, u8)>) {
+    let (port, got) = fake(noise);
     let shards = Shards::start(2, config(port));
     let mut clients = [shards.client(0), shards.client(1)];
-    clients[0].read_until_ready();
-    shards.hand_over(0, 1);
-    // Until then nobody could tell it what servers report.
-    clients[1].read_until_ready();
-    for round in 0..100 {
-        let here = (round + 1) % 2;
-        clients[here].ask();
-        assert_eq!(clients[here].answer(), "0", "PostgreSQL's process");
-        // The next one asks before the server comes, or after.
-        let next = &mut clients[1 - here];
-        if round % 3 == 0 {
-            shards.hand_over(here, 1 - here);
-            next.ask();
-        } else {
-            next.ask();
-            shards.hand_over(here, 1 - here);
-        }
-        assert_eq!(next.answer(), "0");
-        shards.hand_over(1 - here, here);
-        clients[here].ask();
-        assert_eq!(clients[here].answer(), "0");
-        shards.hand_over(here, 1 - here);
+    for client in &mut clients {
+        client.read_until_ready();
     }
-    let census = |shard| shards.on(shard, |engine| engine.shard.borrow().census());
-    let permits = census(0).permits + census(1).permits;
-    assert!(permits <= 1, "{permits}");
-    let stats = shards.on(0, |engine| engine.post.stats());
-    assert_eq!((stats.sent > 100, stats.bells), (true, stats.sent), "a turn's letters, a bell");
+    (shards, clients, got)
+}
+
+/// F9.
+#[test]
+fn one_connection_serves_clients_of_two_shards_in_turn() {
+    let (shards, mut clients, got) = two_shards_and_one_connection(None);
+    for round in 0..1000 {
+        let client = &mut clients[round % 2];
+        client.ask();
+        assert_eq!(client.answer(), "0", "PostgreSQL's process");
+    }
+    let stats = shards.stats();
+    assert_eq!(stats.iter().map(|stats| stats.opened).sum::<u64>(), 1);
+    assert!(stats.iter().all(|stats| stats.handed_out >= 499), "{stats:?}");
+    let post = shards.on(0, |engine| engine.post.stats());
+    assert!(post.sent >= 1000 && post.bells <= post.sent, "a turn's letters, a bell: {post:?}");
     drop(clients);
     shards.finish();
     let ended: Vec<(usize, u8)> = got.try_iter().filter(|(_, tag)| *tag == b'X').collect();
     assert_eq!(ended, [(0, b'X')], "one connection, which was told goodbye once");
 }
 
+/// Both wait for it all the time.
+#[test]
+fn one_connection_serves_two_shards_that_both_want_it() {
+    let (shards, clients, got) = two_shards_and_one_connection(None);
+    let asking: Vec<JoinHandle<Client>> = clients
+        .into_iter()
+        .map(|mut client| {
+            std::thread::spawn(move || {
+                for _ in 0..500 {
+                    client.ask();
+                    assert_eq!(client.answer(), "0");
+                }
+                client
+            })
+        })
+        .collect();
+    let clients: Vec<Client> = asking.into_iter().map(|thread| thread.join().unwrap()).collect();
+    assert_eq!(shards.stats().iter().map(|stats| stats.opened).sum::<u64>(), 1);
+    drop(clients);
+    shards.finish();
+    assert_eq!(got.try_iter().filter(|(_, tag)| *tag == b'Q').count(), 1000);
+}
+
 #[test]
 fn nothing_is_lost_of_what_arrives_while_a_server_moves() {
-    let (port, got) = fake(Some(Duration::from_micros(50)));
-    let shards = Shards::start(2, config(port));
-    let mut clients = [shards.client(0), shards.client(1)];
-    clients[0].read_until_ready();
-    shards.hand_over(0, 1);
-    clients[1].read_until_ready();
+    let (shards, mut clients, got) = two_shards_and_one_connection(Some(Duration::from_micros(50)));
     for round in 0..300 {
-        let (from, to) = ((round + 1) % 2, round % 2);
-        shards.hand_over(from, to);
-        if round % 10 == 0 {
-            clients[to].ask();
-            assert_eq!(clients[to].answer(), "0");
-        }
+        let client = &mut clients[round % 2];
+        client.ask();
+        assert_eq!(client.answer(), "0");
     }
-    for shard in 0..2 {
-        let stats = shards.on(shard, |engine| engine.shard.borrow().stats());
-        assert!(stats.handed_in >= 150 && stats.opened == u64::from(shard == 0), "{stats:?}");
-    }
+    let stats = shards.stats();
+    assert!(stats.iter().all(|stats| stats.handed_in >= 149), "{stats:?}");
+    assert_eq!(stats.iter().map(|stats| stats.opened).sum::<u64>(), 1);
     drop(clients);
     shards.finish();
     assert!(got.try_iter().all(|(number, _)| number == 0), "one connection for all of it");
@@ -359,36 +338,26 @@ fn clients_are_steered_and_counted_once() {
 
 #[test]
 fn what_a_move_costs() {
-    let (port, _got) = fake(None);
-    let shards = Shards::start(2, config(port));
-    let mut clients = [shards.client(0), shards.client(1)];
-    clients[0].read_until_ready();
-    shards.hand_over(0, 1);
-    clients[1].read_until_ready();
-    let mut queries = Vec::new();
-    let mut moves = Vec::new();
-    for round in 0..400 {
-        let (from, to) = ((round + 1) % 2, round % 2);
+    let (shards, mut clients, _got) = two_shards_and_one_connection(None);
+    let mut ask = |client: usize| {
         let start = Instant::now();
-        clients[from].ask();
-        assert_eq!(clients[from].answer(), "0");
-        queries.push(start.elapsed());
-        clients[to].ask();
-        // It waits there by the time the other shard has read a word of ours.
-        while shards.on(to, |engine| engine.shard.borrow().census().waiting) == 0 {}
-        let start = shards.hand_over(from, to);
-        assert_eq!(clients[to].answer(), "0");
-        moves.push(start.elapsed());
+        clients[client].ask();
+        assert_eq!(clients[client].answer(), "0");
+        start.elapsed()
+    };
+    let (mut here, mut moved) = (Vec::new(), Vec::new());
+    for round in 0..400 {
+        moved.push(ask(round % 2));
+        here.push(ask(round % 2));
     }
     let median = |times: &mut Vec<Duration>| {
         times.sort_unstable();
         times[times.len() / 2]
     };
-    let (query, moved) = (median(&mut queries), median(&mut moves));
+    let (here, moved) = (median(&mut here), median(&mut moved));
     eprintln!(
-        "a query on its own shard: {query:?}; one that waits, from the start of a hand-over to its answer: {moved:?}; \
-         median of {}",
-        moves.len()
+        "a query on its own shard: {here:?}; one whose server is idle on the other, what the ledger takes included: \
+         {moved:?}; median of 400"
     );
     assert!(moved < Duration::from_millis(100), "a move is cheaper than a new connection");
     drop(clients);

@@ -379,10 +379,7 @@ impl Shard {
         let Some(route) = client.route else { return };
         self.set_client_deadline(key, self.now.deadline(self.config.timeouts.query_wait));
         self.hold_back(key);
-        if let Some(route) = self.routes.get_mut(route) {
-            route.pool.enqueue(key);
-        }
-        self.demand(route);
+        self.enqueue(key, route);
     }
 
     /// The client has got a server: what it kept goes there.
@@ -627,7 +624,7 @@ impl Shard {
         self.count_wait(key, route_key);
         let Some(route) = self.routes.get(route_key) else { return };
         let seconds = self.config.timeouts.query_wait.unwrap_or_default().as_secs_f64();
-        let refusal = match &self.endpoints[route.endpoint].last_error {
+        let refusal = match self.endpoints[route.endpoint].share.trouble() {
             Some(error) => {
                 let text = format!("query_wait_timeout: no server connection within {seconds} s: {error}");
                 Refusal::new(SqlState::CONNECTION_FAILURE, text)

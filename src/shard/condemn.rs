@@ -4,6 +4,7 @@ use super::client::State as ClientState;
 use super::server::State as ServerState;
 use super::{Client, ClientKey, Effect, Party, Server, ServerKey, Shard};
 use crate::ids::Owner;
+use crate::ledger::Failure;
 use crate::slab::Key;
 use hashbrown::HashSet;
 
@@ -43,13 +44,14 @@ impl Shard {
 
     fn condemn_server_alone(&mut self, key: ServerKey) {
         let Some(server) = self.servers.get(key) else { return };
-        let (endpoint, route) = (server.endpoint, server.route);
         match server.state {
             // Its dial will end by itself.
             ServerState::Dialing if server.socket.is_none() => return,
             // Its end is arranged.
             ServerState::Closing => return,
-            ServerState::Dialing | ServerState::Login(_) => self.dial_failed(endpoint, route, REASON.into()),
+            ServerState::Dialing | ServerState::Login(_) => {
+                self.dial_failed(key, Failure::Unreachable(REASON.into()));
+            }
             _ => {}
         }
         self.cut_off(key, REASON);
@@ -162,6 +164,21 @@ mod tests {
         shard.set_time(Instant::default() + Duration::from_secs(1));
         shard.tick();
         assert_eq!(dials(&mut shard).len(), 1);
+    }
+
+    /// The panic came while the clients were told why: the failure was counted again, and the process ended.
+    #[test]
+    fn a_server_condemned_when_its_attempt_has_failed_is_counted_once() {
+        let mut shard = shard();
+        client(&mut shard, 0);
+        let server = dials(&mut shard)[0];
+        let owner = Party::Server(server).to_owner();
+        shard.dialed(server, Ok(socket(100)));
+        shard.dial_failed(server, Failure::Refused);
+        shard.condemn(owner);
+        assert_eq!(closed(&mut shard), [100]);
+        shard.closed(owner);
+        assert_eq!(shard.census().permits, 0);
     }
 
     #[test]

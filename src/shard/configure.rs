@@ -1,6 +1,6 @@
 //! A new configuration for a shard at work: limits, shares and timeouts. Endpoints and databases keep their places.
 
-use super::Shard;
+use super::{Shard, permits};
 use crate::config::Config;
 use std::sync::Arc;
 
@@ -13,34 +13,14 @@ impl Shard {
         assert_eq!(config.databases.len(), self.config.databases.len(), "a reload keeps the databases");
         self.config = config;
         for endpoint in 0..self.endpoints.len() {
-            let limit = self.config.endpoints[endpoint].max_connections;
-            self.endpoints[endpoint].ledger.set_limit(limit);
-            self.close_surplus(endpoint);
-            self.serve_endpoint(endpoint);
+            if let Some(ledger) = &mut self.endpoints[endpoint].ledger {
+                ledger.reload(permits::policy(&self.config, endpoint));
+                // What it decides follows at the end of the event.
+                self.share(endpoint);
+            }
         }
-    }
-
-    /// Closes idle servers until no more are held than may be, or none is idle.
-    fn close_surplus(&mut self, endpoint: usize) {
-        while self.is_over_limit(endpoint) {
-            let routes = self.endpoints[endpoint].routes.iter().filter_map(|&key| self.routes.get(key));
-            // The one that has most gives first.
-            let richest = routes.filter(|route| route.pool.idle() > 0).max_by_key(|route| route.pool.held());
-            let Some(server) = richest.and_then(|route| route.pool.coldest_idle()) else { return };
-            self.close_server(server, OVER_LIMIT);
-        }
-    }
-
-    /// More is held than a lowered limit allows, what closes already not counted.
-    #[inline]
-    pub(super) fn is_over_limit(&self, endpoint: usize) -> bool {
-        let endpoint = &self.endpoints[endpoint];
-        endpoint.ledger.held() - endpoint.closing > endpoint.ledger.limit()
     }
 }
-
-/// Why such a server is closed.
-pub(super) const OVER_LIMIT: &str = "max_connections was lowered";
 
 #[cfg(test)]
 mod tests {
@@ -48,10 +28,12 @@ mod tests {
     use crate::ids::{Owner, ShardId, SocketId};
     use crate::shard::{Effect, Party, Peer, ServerKey};
     use crate::time::Instant;
+    use std::time::Duration;
 
     /// A shard with clients that hold transactions open, or want to.
     struct World {
         shard: Shard,
+        now: Instant,
         sockets: u32,
         dials: Vec<ServerKey>,
         closes: usize,
@@ -60,8 +42,9 @@ mod tests {
     impl World {
         fn new(limit: usize) -> Self {
             let mut shard = Shard::new(config(limit), ShardId(0), 1, 1);
-            shard.set_time(Instant::from_nanos(1));
-            Self { shard, sockets: 0, dials: Vec::new(), closes: 0 }
+            let now = Instant::from_nanos(1);
+            shard.set_time(now);
+            Self { shard, now, sockets: 0, dials: Vec::new(), closes: 0 }
         }
 
         fn socket(&mut self) -> SocketId {
@@ -76,12 +59,14 @@ mod tests {
             self.shard.received(owner, b"\0\0\0\x10\0\x03\0\0user\0u\0\0");
             self.shard.received(owner, b"Q\0\0\0\x0abegin\0");
             self.apply();
+            self.pass();
             owner
         }
 
         fn configure(&mut self, limit: usize) {
             self.shard.configure(config(limit));
             self.apply();
+            self.pass();
         }
 
         /// The oldest dial succeeds, and PostgreSQL lets it in.
@@ -92,7 +77,18 @@ mod tests {
             self.shard.sent(owner, 1000);
             self.shard.received(owner, b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I");
             self.apply();
+            self.pass();
             owner
+        }
+
+        /// Time passes, as much as the ledger needs for all that it can decide.
+        fn pass(&mut self) {
+            for _ in 0..10 {
+                self.now = self.now + Duration::from_micros(100);
+                self.shard.set_time(self.now);
+                self.shard.tick();
+                self.apply();
+            }
         }
 
         fn apply(&mut self) {
@@ -142,6 +138,7 @@ mod tests {
         assert_eq!((before.permits, before.waiting), (3, 1), "its permit is held until it is closed");
         world.shard.closed(third);
         world.apply();
+        world.pass();
         assert_eq!((world.shard.census().permits, world.dials.len()), (2, 0), "and is not used again");
         world.configure(3);
         assert_eq!(world.dials.len(), 1, "until there is room");

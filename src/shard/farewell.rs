@@ -5,6 +5,7 @@ use super::client::Goodbye;
 use super::server::{Cleaning, State};
 use super::{Alarm, ClientKey, Effect, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
+use crate::ledger::Failure;
 use crate::limits::{DRAIN_MAX, DRAINED_BYTES_MAX};
 use crate::server::Nonsense;
 use crate::time::Instant;
@@ -56,8 +57,11 @@ impl Shard {
         match server.state {
             State::Idle if !server.is_at_rest() => {
                 server.state = State::Speaking;
-                if let Some(route) = self.routes.get_mut(server.route) {
-                    let _ = route.pool.remove_idle(key);
+                if let Some(route) = self.routes.get_mut(server.route)
+                    && route.pool.remove_idle(key)
+                {
+                    let (endpoint, no) = (route.endpoint, route.no);
+                    self.share(endpoint).link_idle(no);
                 }
             }
             State::Speaking => {}
@@ -223,17 +227,19 @@ impl Shard {
         let Some(server) = self.servers.get_mut(key) else { return };
         let state = std::mem::replace(&mut server.state, State::Closing);
         server.deadline.clear();
-        let (socket, route, endpoint) = (server.socket(), server.route, server.endpoint);
-        match state {
+        let (socket, route) = (server.socket(), server.route);
+        let was_idle = match state {
             State::Closing => return,
-            State::Idle => {
-                if let Some(route) = self.routes.get_mut(route) {
-                    let _ = route.pool.remove_idle(key);
-                }
+            State::Idle => self.routes.get_mut(route).is_some_and(|route| route.pool.remove_idle(key)),
+            State::Moving(departure) => {
+                // It has been told that it goes there, and so must its permit.
+                server.counted_by = Some(departure.to);
+                server.end_is_counted = true;
+                false
             }
-            _ => {}
-        }
-        self.endpoints[endpoint].closing += 1;
+            _ => false,
+        };
+        self.count_end(key, was_idle);
         self.effects.push(Effect::Close { socket, linger });
     }
 
@@ -250,8 +256,7 @@ impl Shard {
             State::Closing | State::Dialing => {}
             State::Moving(departure) => departure.ended(error),
             State::Login(_) => {
-                let (endpoint, route) = (server.endpoint, server.route);
-                self.dial_failed(endpoint, route, format!("{what} during login"));
+                self.dial_failed(key, Failure::Unreachable(format!("{what} during login").into()));
                 self.log_close(key, &what);
                 self.end_server(key, None);
             }
@@ -282,8 +287,7 @@ impl Shard {
         }
         match &server.state {
             State::Login(_) => {
-                let (endpoint, route) = (server.endpoint, server.route);
-                self.dial_failed(endpoint, route, "server_connect_timeout during login".into());
+                self.dial_failed(key, Failure::Unreachable("server_connect_timeout during login".into()));
                 self.log_close(key, "server_connect_timeout during login");
                 // PostgreSQL may be at it still: its connection counts until it has closed it.
                 self.end_server(key, Some(self.config.timeouts.server_close));

@@ -6,19 +6,19 @@
 //! ```
 //!
 //! A server is taken out of its ring first, which takes a turn. What arrives until then belongs to it: bytes go along
-//! and are read there, an end keeps it here. Its permit goes with it, and the ledger is told before it leaves.
+//! and are read there, an end keeps it here. Its permit goes in any case, and the ledger is told before it leaves.
 
 use super::server::{Server, State};
 use super::{Alarm, Effect, Party, ServerKey, Shard};
 use crate::config::LogLevel;
-use crate::ids::{Owner, RouteName, ShardId, SocketId};
+use crate::ids::{Owner, ShardId, SocketId};
 use crate::limits::DRAIN_MAX;
 use crate::mail::{Letter, MovedServer};
 use crate::time::Instant;
 
 /// What is known of a server that is being taken out of its ring.
 pub(super) struct Departure {
-    to: ShardId,
+    pub(super) to: ShardId,
     /// When it has been idle for too long; never, if it comes from work.
     idle_until: Instant,
     /// What arrived since.
@@ -28,21 +28,10 @@ pub(super) struct Departure {
 }
 
 impl Shard {
-    /// Hands an idle server of a route over to another shard. It is the one used longest ago: the shard's own clients
-    /// keep those whose caches are warm, and the other's find use for one that would soon be closed. False if there is
-    /// none, or nothing may move.
-    pub fn hand_over(&mut self, route: &RouteName, to: ShardId) -> bool {
-        if to == self.id || self.draining || !self.config.hand_over {
-            return false;
-        }
-        let route = self.routes_by_name.get(route).and_then(|&key| self.routes.get(key));
-        let Some(server) = route.and_then(|route| route.pool.coldest_idle()) else { return false };
-        self.hand_over_server(server, to);
-        true
-    }
-
-    /// Hands over a server that is idle or has just come to rest.
-    pub(super) fn hand_over_server(&mut self, key: ServerKey, to: ShardId) {
+    /// Hands over a server that is idle, or has just come to rest. It is the one used longest ago: the shard's own clients
+    /// keep those whose caches are warm, and the other's find use for one that would soon be closed. The share has counted
+    /// it out already, and with the letters of this event the ledger learns of it, before it leaves.
+    pub(super) fn hand_over(&mut self, key: ServerKey, to: ShardId) {
         assert!(to != self.id, "a server moves to another shard");
         let Some(server) = self.servers.get_mut(key) else { return };
         assert!(server.may_be_linked(), "a server that moves is at rest and nobody's");
@@ -73,13 +62,11 @@ impl Shard {
         };
         route.pool.gone();
         let (name, parameters) = (route.name.clone(), route.parameters.clone());
-        // The ledger is told first, so that no account of its ever has the connection in two places.
-        let permit = self.endpoints[server.endpoint].ledger.part_with(server.permit);
         let moved = MovedServer {
             id: server.id,
             route: name,
             endpoint: server.endpoint,
-            permit,
+            permit: server.permit,
             opened: server.opened,
             expires: server.expires,
             idle_until: departure.idle_until,
@@ -106,28 +93,23 @@ impl Shard {
         server.socket = Some(socket);
         let state = std::mem::replace(&mut server.state, State::Speaking);
         let State::Moving(departure) = state else {
-            // It was condemned meanwhile.
+            // It was condemned meanwhile. That close did not find it; PostgreSQL may be at it still.
             server.state = state;
-            return self.effects.push(Effect::Close { socket, linger: None });
+            let linger = Some(self.config.timeouts.server_close);
+            return self.effects.push(Effect::Close { socket, linger });
         };
-        match departure.ended {
-            Some(error) => {
-                self.read_unlinked(key, &departure.unread);
-                self.server_ended(key, error);
-            }
-            None => {
-                self.effects.push(Effect::Receive { socket, on: true });
-                self.settle_in(key, &departure.unread, departure.idle_until);
-            }
-        }
+        // It ended on the way: what it said last is read here, and only its permit goes on.
+        server.counted_by = Some(departure.to);
+        server.end_is_counted = true;
+        self.read_unlinked(key, &departure.unread);
+        self.server_ended(key, departure.ended.flatten());
     }
 
     /// A server of another shard is ours from now on.
     pub(super) fn server_arrives(&mut self, from: ShardId, moved: MovedServer, socket: SocketId) -> Owner {
         let route_key = self.route_named(&moved.route);
-        let permit = self.endpoints[moved.endpoint].ledger.take_over(moved.permit);
         let mut server =
-            Server::new(moved.id, route_key, moved.endpoint, permit, moved.opened, moved.expires);
+            Server::new(moved.id, route_key, moved.endpoint, moved.permit, moved.opened, moved.expires);
         server.state = State::Speaking;
         server.socket = Some(socket);
         server.receiving = true;
@@ -146,6 +128,8 @@ impl Shard {
         if route.parameters.is_none() {
             route.parameters = moved.parameters;
         }
+        let no = route.no;
+        self.share(moved.endpoint).arrived(no);
         self.settle_in(key, &moved.unread, moved.idle_until);
         self.welcome_waiting(route_key);
         Party::Server(key).to_owner()

@@ -3,9 +3,11 @@
 use super::server::{Server, State};
 use super::{Alarm, DialError, Effect, RouteKey, ServerKey, Shard};
 use crate::config::LogLevel;
-use crate::ids::SocketId;
+use crate::ids::{RouteName, ShardId, SocketId};
+use crate::ledger::Failure;
 use crate::limits::{DRAIN_MAX, DRAINED_BYTES_MAX};
-use crate::server::{Login, LoginError, LoginStep, ScramResult};
+use crate::mail::Letter;
+use crate::server::{Login, LoginError, LoginStep, Parameters, ScramResult};
 use crate::wire::error::Report;
 use crate::wire::{Refusal, SqlState, backend, startup};
 use std::sync::Arc;
@@ -22,9 +24,9 @@ impl Shard {
                 self.begin_login(key, socket);
             }
             Err(error) => {
-                let (endpoint, route, id) = (server.endpoint, server.route, server.id);
+                let id = server.id;
                 self.log(LogLevel::Warn, None, Some(id), || format!("no server connection: {error}"));
-                self.dial_failed(endpoint, route, error.0);
+                self.dial_failed(key, Failure::Unreachable(error.0.into()));
                 self.server_closed(key);
             }
         }
@@ -87,17 +89,15 @@ impl Shard {
         let Login { key: cancel_key, parameters, notices, .. } = *login;
         server.key = cancel_key;
         self.deadlines.set(Alarm::Server(key), &mut server.deadline, self.now + DRAIN_MAX);
-        let (id, endpoint, route_key) = (server.id, server.endpoint, server.route);
+        let (id, route_key) = (server.id, server.route);
         let process = server.key.as_ref().map(|(process, _)| *process).unwrap_or_default();
         let took = self.now.since(server.opened);
         for notice in notices {
             self.log(LogLevel::Info, None, Some(id), || format!("during login: {notice}"));
         }
         self.log(LogLevel::Info, None, Some(id), || login_text(process, took));
-        if let Some(route) = self.routes.get_mut(route_key) {
-            route.parameters = Some(Arc::new(parameters));
-        }
-        self.dial_succeeded(endpoint, route_key);
+        self.learn(route_key, Arc::new(parameters));
+        self.dial_succeeded(key);
         if rest.is_empty() && self.servers.get(key).is_some_and(Server::is_at_rest) {
             self.rest(key);
         } else {
@@ -106,18 +106,58 @@ impl Shard {
         self.welcome_waiting(route_key);
     }
 
+    /// A server of ours has said what it reports. Other shards are told what is news, for a client that logs in there
+    /// must not have to wait until a server comes to them.
+    fn learn(&mut self, key: RouteKey, parameters: Arc<Parameters>) {
+        let Some(route) = self.routes.get_mut(key) else { return };
+        if route.parameters.as_ref() == Some(&parameters) {
+            return;
+        }
+        route.parameters = Some(parameters.clone());
+        let name = route.name.clone();
+        self.remember(name.clone(), parameters.clone());
+        for other in (0..self.shards).map(|shard| ShardId(shard as u16)).filter(|&shard| shard != self.id) {
+            let letter = Letter::Parameters(Box::new((name.clone(), parameters.clone())));
+            self.effects.push(Effect::Mail { to: other, letter });
+        }
+    }
+
+    /// A server of another shard has said what it reports.
+    pub(super) fn hear_parameters(&mut self, name: RouteName, parameters: Arc<Parameters>) {
+        let key = self.routes_by_name.get(&name).copied();
+        self.remember(name, parameters.clone());
+        if let Some(route) = key.and_then(|key| self.routes.get_mut(key)) {
+            route.parameters = Some(parameters);
+        }
+        if let Some(key) = key {
+            self.welcome_waiting(key);
+        }
+    }
+
+    fn remember(&mut self, name: RouteName, parameters: Arc<Parameters>) {
+        if self.reported.len() >= REMEMBERED_MAX {
+            self.reported.clear();
+        }
+        self.reported.insert(name, parameters);
+    }
+
     /// Lets in who waited to learn what the route's servers report.
     pub(super) fn welcome_waiting(&mut self, route: RouteKey) {
         let Some(route) = self.routes.get_mut(route) else { return };
         let Some(parameters) = route.parameters.clone() else { return };
-        for client in std::mem::take(&mut route.logins) {
+        let (endpoint, no) = (route.endpoint, route.no);
+        let waiting = std::mem::take(&mut route.logins);
+        if !waiting.is_empty() {
+            self.share(endpoint).probe(no, None);
+        }
+        for client in waiting {
             self.welcome(client, &parameters);
         }
     }
 
     pub(super) fn login_failed(&mut self, key: ServerKey, error: LoginError) {
         let Some(server) = self.servers.get(key) else { return };
-        let (id, endpoint, route) = (server.id, server.endpoint, server.route);
+        let id = server.id;
         let text = error.to_string();
         self.log(LogLevel::Warn, None, Some(id), || format!("login failed: {text}"));
         match error {
@@ -125,23 +165,33 @@ impl Shard {
                 // A server may leave out what a client cannot do without.
                 let sound = report.code.len() == 5 && message.ends_with(b"\0\0");
                 let own = || Refusal::new(SqlState::PROTOCOL_VIOLATION, text.clone()).to_message("");
-                self.login_refused(endpoint, route, if sound { message } else { own() }, report);
+                self.login_refused(key, if sound { message } else { own() }, report);
             }
-            LoginError::Refused(_, report) => self.dial_failed(endpoint, route, report.to_string()),
+            LoginError::Refused(_, report) => {
+                let reason = report.to_string().into();
+                let is_full = report.code == SqlState::TOO_MANY_CONNECTIONS.to_string();
+                let failure =
+                    if is_full { Failure::Overloaded(reason) } else { Failure::Unreachable(reason) };
+                self.dial_failed(key, failure);
+            }
             LoginError::NoPassword(_) | LoginError::Unsupported(_) => {
                 let refusal = Refusal::new(SqlState::INVALID_AUTHORIZATION, text.clone());
                 let report = Report { severity: "FATAL".into(), code: "28000".into(), message: text };
-                self.login_refused(endpoint, route, refusal.to_message(""), report);
+                self.login_refused(key, refusal.to_message(""), report);
             }
             LoginError::Nonsense(_) => {
                 let refusal = Refusal::new(SqlState::PROTOCOL_VIOLATION, text.clone());
                 let report = Report { severity: "FATAL".into(), code: "08P01".into(), message: text };
-                self.login_refused(endpoint, route, refusal.to_message(""), report);
+                self.login_refused(key, refusal.to_message(""), report);
             }
         }
         self.end_server(key, Some(self.config.timeouts.server_close));
     }
 }
+
+/// Routes whose servers' reports are remembered, so that a client of a route that was not used here for a while is let in
+/// at once: about 1 MB. If there are more the memory begins anew, and costs a login a wait.
+const REMEMBERED_MAX: usize = 4096;
 
 /// During the login a server has nothing long to say.
 fn login_longest(message: u8) -> u32 {

@@ -22,6 +22,7 @@ mod effect;
 mod farewell;
 mod hand_over;
 mod login;
+mod permits;
 mod pools;
 mod report;
 #[cfg(test)]
@@ -39,11 +40,12 @@ pub use server::Server;
 
 use crate::config::{Config, LogLevel, PoolMode};
 use crate::ids::{ConnectionId, IdSource, Owner, RouteName, SessionId, ShardId, SocketId};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, RouteNo};
 use crate::log_line::Line;
 use crate::mail::Letter;
 use crate::metrics::{RecentWaits, RouteCounts, Stats};
 use crate::pool::Pool;
+use crate::random::Random;
 use crate::server::{Credentials, Parameters, ScramResult};
 use crate::slab::{Key, Slab};
 use crate::time::Instant;
@@ -52,6 +54,7 @@ use bytes::Bytes;
 use console::Console;
 use deadlines::{Deadline, Deadlines};
 use hashbrown::HashMap;
+use permits::EndpointState;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -70,11 +73,17 @@ pub struct Shard {
     servers: Slab<Server>,
     routes: Slab<Route>,
     routes_by_name: HashMap<RouteName, RouteKey>,
+    /// What the servers of routes report, as heard last.
+    reported: HashMap<RouteName, Arc<Parameters>>,
     endpoints: Vec<EndpointState>,
+    /// Endpoints whose share has something to say.
+    stirred: Vec<usize>,
     deadlines: Deadlines<Alarm>,
     effects: Vec<Effect>,
     console: Console,
     draining: bool,
+    /// Which of the homes of its route the next client is steered to.
+    steering_turn: usize,
     random: Random,
     stats: Stats,
 }
@@ -82,6 +91,8 @@ pub struct Shard {
 /// One (endpoint, database, user) on this shard: the clients that may share servers, and these.
 struct Route {
     name: RouteName,
+    /// In the share of its endpoint.
+    no: RouteNo,
     endpoint: usize,
     mode: PoolMode,
     dbname: String,
@@ -96,18 +107,6 @@ struct Route {
     clients: usize,
     waits: RecentWaits,
     counts: RouteCounts,
-}
-
-/// An endpoint as this shard sees it.
-struct EndpointState {
-    ledger: Ledger,
-    routes: Vec<RouteKey>,
-    dialing: usize,
-    closing: usize,
-    /// Attempts that failed one after the other.
-    failures: u32,
-    last_error: Option<String>,
-    retry: Deadline,
 }
 
 /// What a deadline belongs to, as a number for the heap: a party's owner, or an endpoint below it.
@@ -140,9 +139,11 @@ impl Due {
 impl Shard {
     /// Shard `id` of `shards`, with nothing in it yet. `seed` is for jitter, not for secrets.
     pub fn new(config: Arc<Config>, id: ShardId, shards: usize, seed: u64) -> Self {
-        let share = |max| Ledger::share(max, id, shards);
-        let endpoints =
-            config.endpoints.iter().map(|each| EndpointState::new(share(each.max_connections))).collect();
+        let endpoints = (0..config.endpoints.len()).map(|endpoint| {
+            let keeps = permits::keeper(endpoint, shards) == id;
+            EndpointState::new(keeps.then(|| Ledger::new(permits::policy(&config, endpoint), shards, seed)))
+        });
+        let endpoints = endpoints.collect();
         Self {
             config,
             id,
@@ -153,12 +154,16 @@ impl Shard {
             servers: Slab::default(),
             routes: Slab::default(),
             routes_by_name: HashMap::new(),
+            reported: HashMap::new(),
             endpoints,
+            stirred: Vec::new(),
             deadlines: Deadlines::default(),
             effects: Vec::new(),
             console: Console::default(),
             draining: false,
-            random: Random(seed),
+            // The shards do not all begin with the same one.
+            steering_turn: usize::from(id.0),
+            random: Random::new(seed),
             stats: Stats::default(),
         }
     }
@@ -218,12 +223,12 @@ impl Shard {
     #[must_use = "somebody has to keep the descriptor"]
     pub fn taken(&mut self, owner: Owner, has_room: impl FnOnce(ShardId) -> bool) -> bool {
         let party = Party::from_owner(owner);
-        // Who drains sees its own to their end.
-        let leaves = !self.draining
-            && match party {
-                Party::Client(key) => self.client_destination(key).is_some_and(has_room),
-                Party::Server(key) => self.server_destination(key).is_some(),
-            };
+        let leaves = match party {
+            // Who drains sees its own to their end.
+            Party::Client(key) => !self.draining && self.client_destination(key).is_some_and(has_room),
+            // The ledger knows that it goes.
+            Party::Server(key) => self.server_destination(key).is_some(),
+        };
         match party {
             Party::Client(key) if leaves => self.client_leaves(key),
             Party::Server(key) if leaves => self.server_leaves(key),
@@ -245,6 +250,25 @@ impl Shard {
         match letter {
             Letter::Server(server, socket) => Some(self.server_arrives(from, *server, socket)),
             Letter::Client(client, socket) => Some(self.client_arrives(*client, socket)),
+            Letter::ToLedger(request) => {
+                let (endpoint, request) = *request;
+                self.requested(from, endpoint, request);
+                None
+            }
+            Letter::FromLedger(order) => {
+                let (endpoint, order) = *order;
+                self.obey(endpoint, order);
+                None
+            }
+            Letter::Lost(lost) => {
+                self.server_lost(*lost);
+                None
+            }
+            Letter::Parameters(heard) => {
+                let (name, parameters) = *heard;
+                self.hear_parameters(name, parameters);
+                None
+            }
             Letter::Inquire => {
                 self.inquired(from);
                 None
@@ -314,6 +338,9 @@ impl Shard {
     /// The shard [is empty](Shard::is_empty) when all are gone.
     pub fn drain(&mut self) {
         self.draining = true;
+        for endpoint in 0..self.endpoints.len() {
+            self.share(endpoint).stop();
+        }
         for key in self.clients.keys() {
             self.drain_client(key);
         }
@@ -331,6 +358,7 @@ impl Shard {
     #[inline]
     pub fn take_effects(&mut self, empty: &mut Vec<Effect>) {
         debug_assert!(empty.is_empty());
+        self.settle_permits();
         std::mem::swap(&mut self.effects, empty);
     }
 
@@ -351,31 +379,6 @@ impl Shard {
             let mut line = Line::new(level, text());
             (line.fields.session, line.fields.connection) = (session, connection);
             self.effects.push(Effect::Log(line));
-        }
-    }
-}
-
-/// A shard that ends at once closes everything with it: its permits end there too.
-impl Drop for Shard {
-    fn drop(&mut self) {
-        for key in self.servers.keys() {
-            if let Some(server) = self.servers.remove(key) {
-                self.endpoints[server.endpoint].ledger.give_back(server.permit);
-            }
-        }
-    }
-}
-
-impl EndpointState {
-    fn new(ledger: Ledger) -> Self {
-        Self {
-            ledger,
-            routes: Vec::new(),
-            dialing: 0,
-            closing: 0,
-            failures: 0,
-            last_error: None,
-            retry: Deadline::default(),
         }
     }
 }
@@ -403,25 +406,6 @@ impl From<u64> for Alarm {
             Party::Client(key) => Alarm::Client(key),
             Party::Server(key) => Alarm::Server(key),
         }
-    }
-}
-
-/// Splitmix64 (Steele, Lea, Flood 2014): jitter needs no more.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Between `least` and 1 of a duration.
-    fn portion(&mut self, duration: std::time::Duration, least: f64) -> std::time::Duration {
-        let random = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
-        duration.mul_f64(least + (1.0 - least) * random)
     }
 }
 

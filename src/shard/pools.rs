@@ -1,13 +1,11 @@
 //! Who gets which server: routes, linking, releasing, opening, giving up.
 
 use super::client::State as ClientState;
-use super::configure::OVER_LIMIT;
-use super::server::{Server, State as ServerState};
-use super::{Alarm, ClientKey, Effect, Route, RouteKey, ServerKey, Shard};
+use super::server::State as ServerState;
+use super::{Alarm, ClientKey, Route, RouteKey, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
 use crate::ids::RouteName;
-use crate::ledger::Permit;
-use crate::limits::{DIAL_BACKOFF_MAX, DIAL_BACKOFF_MIN, DIALS_PER_ENDPOINT_MAX};
+use crate::ledger::{Failure, Rest};
 use crate::metrics::{RecentWaits, RouteCounts};
 use crate::pool::Pool;
 use crate::server::Credentials;
@@ -17,13 +15,6 @@ use crate::wire::{Refusal, SqlState};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::time::Duration;
-
-impl Route {
-    /// Clients wait for whom no connection is being opened.
-    pub(super) fn wants_server(&self) -> bool {
-        self.pool.wants_more() || (!self.logins.is_empty() && self.pool.held() == 0)
-    }
-}
 
 impl Shard {
     // ---- routes ----
@@ -48,24 +39,27 @@ impl Shard {
         let settings = &self.config.databases[name.section];
         let role = settings.user.clone().unwrap_or_else(|| name.user.to_string());
         let password = self.config.server_password(settings, &role).map(|secret| secret.reveal().to_owned());
-        let route = Route {
-            endpoint: settings.endpoint,
-            mode: self.config.pool_mode_of(settings),
-            dbname: settings.name_on_server(&name.database).to_owned(),
+        let endpoint = settings.endpoint;
+        let (mode, dbname) =
+            (self.config.pool_mode_of(settings), settings.name_on_server(&name.database).to_owned());
+        let no = self.share(endpoint).enter(name);
+        let key = self.routes.insert(Route {
+            no,
+            endpoint,
+            mode,
+            dbname,
             credentials: Credentials { user: role, password },
             name: name.clone(),
             pool: Pool::default(),
             logins: VecDeque::new(),
-            parameters: None,
+            parameters: self.reported.get(name).cloned(),
             refused: None,
             clients: 0,
             waits: RecentWaits::default(),
             counts: RouteCounts::default(),
-        };
-        let endpoint = route.endpoint;
-        let key = self.routes.insert(route);
+        });
         self.routes_by_name.insert(name.clone(), key);
-        self.endpoints[endpoint].routes.push(key);
+        self.endpoints[endpoint].number(no, key);
         key
     }
 
@@ -84,8 +78,11 @@ impl Shard {
             }
             _ => route.logins.push_back(client),
         }
+        let (endpoint, no, is_first) = (route.endpoint, route.no, route.logins.len() == 1);
         self.set_client_deadline(client, now.deadline(self.config.timeouts.query_wait));
-        self.demand(key);
+        if is_first {
+            self.share(endpoint).probe(no, Some(now));
+        }
     }
 
     /// A client has left a route. A route that nobody uses is forgotten.
@@ -103,13 +100,31 @@ impl Shard {
         }
         let Some(route) = self.routes.remove(key) else { return };
         self.routes_by_name.remove(&route.name);
-        self.endpoints[route.endpoint].routes.retain(|&each| each != key);
+        self.share(route.endpoint);
+        self.endpoints[route.endpoint].leave(route.no);
     }
 
     pub(super) fn forget_waiting(&mut self, route: Option<RouteKey>, client: ClientKey) {
         let Some(route) = route.and_then(|key| self.routes.get_mut(key)) else { return };
-        route.pool.forget_waiting(client);
+        let place = route.pool.forget_waiting(client);
+        let had_logins = !route.logins.is_empty();
         route.logins.retain(|&each| each != client);
+        let (endpoint, no, logins_left) = (route.endpoint, route.no, had_logins && route.logins.is_empty());
+        if let Some(place) = place {
+            self.share(endpoint).waiter_left(no, place);
+        }
+        if logins_left {
+            self.share(endpoint).probe(no, None);
+        }
+    }
+
+    /// A client waits for a server from now on.
+    pub(super) fn enqueue(&mut self, client: ClientKey, route: RouteKey) {
+        let now = self.now;
+        let Some(route) = self.routes.get_mut(route) else { return };
+        route.pool.enqueue(client);
+        let (endpoint, no) = (route.endpoint, route.no);
+        self.share(endpoint).waits(no, now);
     }
 
     // ---- linking and releasing ----
@@ -126,6 +141,9 @@ impl Shard {
         match route.pool.take_idle() {
             Some(server) => {
                 route.waits.now.count_at_once();
+                let (endpoint, no) = (route.endpoint, route.no);
+                let counted = self.share(endpoint).link_idle(no);
+                debug_assert!(counted, "the share counts what the pool has");
                 self.link(client, server);
                 true
             }
@@ -154,8 +172,10 @@ impl Shard {
             let connection = server.id;
             self.log(LogLevel::Debug, session, Some(connection), || "linked to another session".into());
         }
-        if let Some(server) = self.servers.get_mut(server_key) {
-            server.last_session = session;
+        let Some(server) = self.servers.get_mut(server_key) else { return };
+        server.last_session = session;
+        if self.routes.get(server.route).is_some_and(|route| route.mode == PoolMode::Session) {
+            self.pin(server_key);
         }
     }
 
@@ -180,34 +200,39 @@ impl Shard {
         server.state = ServerState::Idle;
         let (route_key, endpoint) = (server.route, server.endpoint);
         let expired = server.expires <= self.now;
-        let is_new = server.last_session.is_none();
+        let Some(no) = self.routes.get(route_key).map(|route| route.no) else {
+            unreachable!("a route lives as long as it has servers")
+        };
         if self.draining {
             return self.close_server(key, "shutting down");
         }
         if expired {
             return self.close_server(key, "server_lifetime");
         }
-        if self.is_over_limit(endpoint) {
-            return self.close_server(key, OVER_LIMIT);
-        }
-        if self.must_yield(route_key, is_new) {
-            self.count_recall(route_key);
-            return self.close_server(key, "its slot goes to a route below its quota");
-        }
-        let Some(route) = self.routes.get_mut(route_key) else {
-            unreachable!("a route lives as long as it has servers")
-        };
-        match route.pool.dequeue() {
-            Some(client) => {
-                self.count_wait(client, route_key);
-                self.link(client, key);
-                self.resume_server(key);
-                self.pass_pending(client);
-            }
-            None => {
-                route.pool.put_idle(key);
-                self.set_idle_deadline(key);
-                self.resume_server(key);
+        self.unpin(key);
+        let now = self.now;
+        loop {
+            match self.share(endpoint).rest(no, now) {
+                Rest::Serve => {
+                    let Some(client) = self.routes.get_mut(route_key).and_then(|route| route.pool.dequeue())
+                    else {
+                        // Who should have been served is gone: a panic came between the two.
+                        continue;
+                    };
+                    self.count_wait(client, route_key);
+                    self.link(client, key);
+                    self.resume_server(key);
+                    return self.pass_pending(client);
+                }
+                Rest::Idle => {
+                    if let Some(route) = self.routes.get_mut(route_key) {
+                        route.pool.put_idle(key);
+                    }
+                    self.set_idle_deadline(key);
+                    return self.resume_server(key);
+                }
+                Rest::Close => return self.close_recalled(key),
+                Rest::HandOver(to) => return self.hand_over(key, to),
             }
         }
     }
@@ -229,209 +254,28 @@ impl Shard {
         self.deadlines.set(Alarm::Server(key), &mut server.deadline, at);
     }
 
-    /// Whether a server of this route that comes to rest must make room for another route of its endpoint: any that
-    /// waits while nobody waits here, one that waits below its quota while this one is above, or one that has nothing
-    /// while this one has had its turn. One that is new serves somebody first.
-    #[inline]
-    fn must_yield(&self, key: RouteKey, is_new: bool) -> bool {
-        let Some(route) = self.routes.get(key) else { return false };
-        let endpoint = &self.endpoints[route.endpoint];
-        if endpoint.routes.len() < 2 || endpoint.ledger.held() < endpoint.ledger.limit() {
-            return false;
-        }
-        let others =
-            || endpoint.routes.iter().filter(|&&each| each != key).filter_map(|&each| self.routes.get(each));
-        let wanting = others().filter(|other| other.wants_server()).count();
-        if wanting <= endpoint.closing {
-            return false;
-        }
-        if route.pool.waiting() == 0 {
-            return true;
-        }
-        // Two routes whose connections take longer to open than a turn would take them from each other for ever.
-        if is_new {
-            return false;
-        }
-        let active = 1 + others().filter(|other| other.pool.held() > 0 || other.wants_server()).count();
-        let quota = endpoint.ledger.quota(active);
-        others().filter(|other| other.wants_server()).any(|other| {
-            let below = other.pool.held() < quota && route.pool.held() > quota;
-            let starving = other.pool.held() == 0 && self.has_waited(other, TURN);
-            below || starving
-        })
-    }
-
-    fn has_waited(&self, route: &Route, long: Duration) -> bool {
-        self.first_waiting_since(route) + long <= self.now
-    }
-
-    // ---- opening ----
-
-    /// Opens what a route lacks, as far as permits, the endpoint's health and the number of attempts allow.
-    pub(super) fn demand(&mut self, key: RouteKey) {
-        loop {
-            let Some(route) = self.routes.get_mut(key) else { return };
-            if self.draining || !route.wants_server() {
-                return;
-            }
-            let endpoint = &mut self.endpoints[route.endpoint];
-            let attempts_max = if endpoint.failures > 0 { 1 } else { DIALS_PER_ENDPOINT_MAX };
-            if endpoint.retry.at() != Instant::NEVER || endpoint.dialing >= attempts_max {
-                return;
-            }
-            match endpoint.ledger.take() {
-                Some(permit) => self.dial(key, permit),
-                None => return self.reclaim(key),
-            }
-        }
-    }
-
-    fn dial(&mut self, route_key: RouteKey, permit: Permit) {
-        let Some(route) = self.routes.get_mut(route_key) else {
-            unreachable!("dialled for is a route that wants a server")
-        };
-        route.pool.dial_begins();
-        route.counts.granted += 1;
-        let endpoint = route.endpoint;
-        self.endpoints[endpoint].dialing += 1;
-        let id = self.ids.connection();
-        let expires = match self.config.timeouts.server_lifetime {
-            // Connections opened together are not closed together.
-            Some(lifetime) => self.now + self.random.portion(lifetime, 0.9),
-            None => Instant::NEVER,
-        };
-        let key = self.servers.insert(Server::new(id, route_key, endpoint, permit, self.now, expires));
-        self.effects.push(Effect::Dial { server: key, endpoint });
-    }
-
-    /// All permits are held: an idle server of another route makes room. (If there is none, the next release does.)
-    fn reclaim(&mut self, wanting: RouteKey) {
-        let Some(route) = self.routes.get(wanting) else { return };
-        let endpoint = &self.endpoints[route.endpoint];
-        let wanted: usize = endpoint
-            .routes
-            .iter()
-            .filter_map(|&key| self.routes.get(key))
-            .map(|route| {
-                route.pool.waiting().saturating_sub(route.pool.dialing()).max(route.logins.len().min(1))
-            })
-            .sum();
-        if endpoint.closing >= wanted {
-            return;
-        }
-        let others = endpoint.routes.iter().filter(|&&key| key != wanting);
-        let idle = others.filter_map(|&key| self.routes.get(key)).filter(|route| route.pool.idle() > 0);
-        let victim = idle.max_by_key(|route| route.pool.held()).and_then(|route| route.pool.coldest_idle());
-        let Some(victim) = victim else { return };
-        if let Some(route) = self.servers.get(victim).map(|server| server.route) {
-            self.count_recall(route);
-        }
-        self.close_server(victim, "its slot goes to another route");
-    }
-
-    fn count_recall(&mut self, route: RouteKey) {
-        if let Some(route) = self.routes.get_mut(route) {
-            route.counts.recalled += 1;
-        }
-    }
-
-    /// A permit or an attempt became free: the routes that lack most come first.
-    pub(super) fn serve_endpoint(&mut self, endpoint: usize) {
-        let mut wanting: Vec<(usize, Instant, RouteKey)> = self.endpoints[endpoint]
-            .routes
-            .iter()
-            .filter_map(|&key| self.routes.get(key).map(|route| (key, route)))
-            .filter(|(_, route)| route.wants_server())
-            .map(|(key, route)| (route.pool.held(), self.first_waiting_since(route), key))
-            .collect();
-        wanting.sort_by_key(|&(held, since, _)| (held, since));
-        for (_, _, route) in wanting {
-            self.demand(route);
-        }
-    }
-
     pub(super) fn first_waiting_since(&self, route: &Route) -> Instant {
         let first = route.pool.first_waiting().or(route.logins.front().copied());
         first.and_then(|client| self.clients.get(client)).map_or(Instant::NEVER, |client| client.since)
     }
 
-    /// A dial or a login succeeded.
-    pub(super) fn dial_succeeded(&mut self, endpoint: usize, route: RouteKey) {
-        let state = &mut self.endpoints[endpoint];
-        state.dialing -= 1;
-        state.failures = 0;
-        state.last_error = None;
-        if let Some(route) = self.routes.get_mut(route) {
-            route.pool.dial_ends();
-            route.refused = None;
-        }
-        self.stats.opened += 1;
-        self.serve_endpoint(endpoint);
-    }
-
-    /// A dial or a login failed in a way that another attempt may mend: after a pause.
-    pub(super) fn dial_failed(&mut self, endpoint: usize, route: RouteKey, error: String) {
-        let state = &mut self.endpoints[endpoint];
-        state.dialing -= 1;
-        state.last_error = Some(error);
-        // Attempts made side by side fail as one.
-        if state.retry.at() == Instant::NEVER {
-            let doublings = state.failures.min(10);
-            state.failures = state.failures.saturating_add(1);
-            let pause = (DIAL_BACKOFF_MIN * (1 << doublings)).min(DIAL_BACKOFF_MAX);
-            let at = self.now + self.random.portion(pause, 0.5);
-            self.deadlines.set(Alarm::Endpoint(endpoint), &mut state.retry, at);
-        }
-        if let Some(route) = self.routes.get_mut(route) {
-            route.pool.dial_ends();
-        }
-    }
-
     /// The server refused the login itself: whoever waits for this route is told, and for a moment nobody asks again.
-    pub(super) fn login_refused(&mut self, endpoint: usize, key: RouteKey, error: Bytes, report: Report) {
-        let state = &mut self.endpoints[endpoint];
-        state.dialing -= 1;
+    pub(super) fn login_refused(&mut self, server: ServerKey, error: Bytes, report: Report) {
+        self.dial_failed(server, Failure::Refused);
         let until = self.now + LOGIN_RETRY;
-        let Some(route) = self.routes.get_mut(key) else { return };
-        route.pool.dial_ends();
+        let Some(route) = self.servers.get(server).map(|server| server.route) else { return };
+        let Some(route) = self.routes.get_mut(route) else { return };
         route.refused = Some((until, error.clone(), report.clone()));
-        let mut waiting: Vec<ClientKey> = route.logins.drain(..).collect();
+        let mut waiting: Vec<ClientKey> = route.logins.iter().copied().collect();
         // Those in the queue go on waiting while the route has servers that will come back.
         if route.pool.held() <= 1 {
-            waiting.extend(std::iter::from_fn(|| route.pool.dequeue()));
+            waiting.extend(route.pool.waiting_clients());
         }
         for client in waiting {
             self.refuse_with(client, error.clone(), &report.to_string());
         }
-        self.serve_endpoint(endpoint);
-    }
-
-    pub(super) fn endpoint_alarm(&mut self, endpoint: usize, rang: Instant) {
-        let state = &mut self.endpoints[endpoint];
-        if self.deadlines.is_due(Alarm::Endpoint(endpoint), &mut state.retry, rang, self.now) {
-            self.serve_endpoint(endpoint);
-        }
-    }
-
-    // ---- giving up ----
-
-    /// A connection is gone on both sides: its permit is free.
-    pub(super) fn server_closed(&mut self, key: ServerKey) {
-        let Some(server) = self.servers.remove(key) else { return };
-        let (endpoint, route) = (server.endpoint, server.route);
-        let state = &mut self.endpoints[endpoint];
-        state.closing -= usize::from(matches!(server.state, ServerState::Closing));
-        state.ledger.give_back(server.permit);
-        if let Some(route) = self.routes.get_mut(route) {
-            route.pool.gone();
-        }
-        self.forget_unused(route);
-        self.serve_endpoint(endpoint);
     }
 }
-
-/// How long a route that has nothing waits before one that has its share gives something up.
-const TURN: Duration = Duration::from_millis(50);
 
 /// A login that the server refused is not tried again for this long: a wrong password is not a reason to storm it.
 const LOGIN_RETRY: Duration = Duration::from_secs(1);

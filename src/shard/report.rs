@@ -1,7 +1,7 @@
 //! What a shard tells of itself.
 
 use super::server::State;
-use super::{Effect, Route, RouteKey, Shard};
+use super::{Effect, Route, RouteKey, Shard, permits};
 use crate::ids::RouteName;
 use crate::log_line::Line;
 use crate::metrics::{Census, CoreReport, ROUTES_REPORTED_MAX, RouteReport, ShardReport, Stats};
@@ -23,13 +23,6 @@ pub struct RouteCensus<'a> {
     pub idle: usize,
 }
 
-/// What is counted once for all routes of a report.
-struct Common {
-    linked: HashMap<RouteKey, usize>,
-    /// By endpoint.
-    quotas: Vec<usize>,
-}
-
 impl Shard {
     /// Counts since the start.
     pub fn stats(&self) -> Stats {
@@ -43,7 +36,7 @@ impl Shard {
             waiting: self.routes.iter().map(|(_, route)| route.pool.waiting() + route.logins.len()).sum(),
             servers: self.servers.len(),
             idle: self.routes.iter().map(|(_, route)| route.pool.idle()).sum(),
-            permits: self.endpoints.iter().map(|endpoint| endpoint.ledger.held()).sum(),
+            permits: self.endpoints.iter().map(|endpoint| endpoint.share.held()).sum(),
         }
     }
 
@@ -62,34 +55,35 @@ impl Shard {
     pub fn report(&self, core: CoreReport) -> ShardReport {
         let mut busy: Vec<(RouteKey, &Route)> = self.routes.iter().collect();
         busy.sort_by_key(|(_, route)| Reverse((route.pool.waiting(), route.waits.now.count())));
-        let common = self.common();
+        let linked = self.linked_by_route();
         let reported = busy.iter().take(ROUTES_REPORTED_MAX);
-        let routes = reported.map(|&(key, route)| self.report_route(key, route, &common)).collect();
+        let routes = reported.map(|&(key, route)| self.report_route(key, route, &linked)).collect();
         let routes_left_out = busy.len().saturating_sub(ROUTES_REPORTED_MAX);
         let (shard, census, stats) = (self.id, self.census(), self.stats);
         ShardReport { shard, core, census, stats, routes, routes_left_out }
     }
 
-    fn common(&self) -> Common {
+    fn linked_by_route(&self) -> HashMap<RouteKey, usize> {
         let mut linked = HashMap::new();
         for (_, server) in self.servers.iter() {
             if matches!(server.state, State::Linked(_)) {
                 *linked.entry(server.route).or_default() += 1;
             }
         }
-        let quotas = (0..self.endpoints.len()).map(|endpoint| self.quota(endpoint)).collect();
-        Common { linked, quotas }
+        linked
     }
 
-    /// What each route of an endpoint can insist on.
-    fn quota(&self, endpoint: usize) -> usize {
-        let endpoint = &self.endpoints[endpoint];
-        let routes = endpoint.routes.iter().filter_map(|&key| self.routes.get(key));
-        let active = routes.filter(|route| route.pool.held() > 0 || route.wants_server()).count();
-        endpoint.ledger.quota(active)
+    /// What a route can insist on while all that are active want all they can get.
+    pub(super) fn quota(&self, name: &RouteName) -> f64 {
+        let endpoint = self.config.databases[name.section].endpoint;
+        let terms = permits::terms(&self.config, name);
+        let weights = self.endpoints[endpoint].share.status().weights.max(terms.weight);
+        let limit = self.config.endpoints[endpoint].max_connections as f64;
+        let part = limit * f64::from(terms.weight) / f64::from(weights);
+        part.clamp(f64::from(terms.floor), f64::from(terms.ceiling.max(terms.floor)).min(limit))
     }
 
-    fn report_route(&self, key: RouteKey, route: &Route, common: &Common) -> RouteReport {
+    fn report_route(&self, key: RouteKey, route: &Route, linked: &HashMap<RouteKey, usize>) -> RouteReport {
         RouteReport {
             endpoint: self.config.endpoints[route.endpoint].name.clone(),
             database: route.name.database.to_string(),
@@ -97,9 +91,9 @@ impl Shard {
             clients: route.clients,
             permits: route.pool.held(),
             idle: route.pool.idle(),
-            linked: common.linked.get(&key).copied().unwrap_or(0),
+            linked: linked.get(&key).copied().unwrap_or(0),
             waiting: route.pool.waiting() + route.logins.len(),
-            quota: common.quotas[route.endpoint],
+            quota: self.quota(&route.name).round() as usize,
             counts: route.counts,
             waits: route.waits.both(),
             longest: self.now.since(self.first_waiting_since(route)),
@@ -112,9 +106,9 @@ impl Shard {
         let mut busy: Vec<(RouteKey, &Route)> =
             self.routes.iter().filter(|(_, route)| links(route) > 0).collect();
         busy.sort_by_key(|(_, route)| Reverse(links(route)));
-        let common = self.common();
+        let linked = self.linked_by_route();
         let line = |&(key, route): &(RouteKey, &Route)| {
-            let report = self.report_route(key, route, &common);
+            let report = self.report_route(key, route, &linked);
             self.line_of(&RouteReport { waits: route.waits.now.clone(), ..report })
         };
         let mut lines: Vec<Line> = busy.iter().take(ROUTES_LOGGED_MAX).map(line).collect();

@@ -3,7 +3,7 @@
 use super::hand_over::Departure;
 use super::{Alarm, ClientKey, Deadline, Effect, Piece, RouteKey, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
-use crate::ids::{ConnectionId, SessionId, SocketId};
+use crate::ids::{ConnectionId, SessionId, ShardId, SocketId};
 use crate::ledger::Permit;
 use crate::limits::{
     DRAIN_MAX, DRAINED_BYTES_MAX, UNDERSTOOD_BYTES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW,
@@ -22,6 +22,12 @@ pub struct Server {
     pub(super) route: RouteKey,
     pub(super) endpoint: usize,
     pub(super) permit: Permit,
+    /// The share knows that it ends.
+    pub(super) end_is_counted: bool,
+    /// Another shard, to which it was moving, counts it already.
+    pub(super) counted_by: Option<ShardId>,
+    /// Its client keeps it.
+    pub(super) pinned: bool,
     pub(super) state: State,
     pub(super) socket: Option<SocketId>,
     pub(super) owed: Owed,
@@ -83,6 +89,9 @@ impl Server {
             route,
             endpoint,
             permit,
+            end_is_counted: false,
+            counted_by: None,
+            pinned: false,
             state: State::Dialing,
             socket: None,
             owed: Owed::default(),

@@ -4,9 +4,6 @@ use super::script::*;
 use super::*;
 use std::time::Duration;
 
-/// When a route's turn is over, and then some.
-const LONG: Duration = Duration::from_millis(200);
-
 /// The permit came back at once, and PostgreSQL, which was slow, had one connection more than it may.
 #[test]
 fn a_login_that_takes_too_long_keeps_its_permit_until_postgres_has_closed() {
@@ -39,7 +36,7 @@ fn a_server_that_says_goodbye_with_its_greeting_is_closed() {
     shard.sent(owner, 1000);
     shard.received(owner, &[hello(), goodbye()].concat());
     assert_eq!(closed(&mut shard), [100]);
-    assert_eq!(shard.endpoints[0].dialing, 0);
+    assert_eq!(shard.endpoints[0].ledger.as_ref().unwrap().overview().dialing, 0);
     shard.drain();
     assert!(!closed(&mut shard).contains(&100), "it is closed already");
     shard.closed(owner);
@@ -73,30 +70,52 @@ fn what_a_server_says_behind_the_last_answer_is_not_for_a_client_that_was_sent_a
 #[test]
 fn two_routes_that_share_one_connection_each_get_something_done_with_it() {
     let mut shard = shard();
-    let mut now = Instant::default();
     let clients = ["u", "v"].map(|user| client_of(&mut shard, user.as_bytes()[0].into(), user));
+    let mut dialled = dials(&mut shard);
     let mut answered = 0;
     for _ in 0..20 {
-        for server in dials(&mut shard) {
-            let owner = Party::Server(server).to_owner();
-            now = now + LONG;
-            shard.set_time(now);
-            log_in(&mut shard, server);
-            for (client, key) in &clients {
-                if shard.clients.get(*key).unwrap().state == client::State::Idle {
-                    shard.received(*client, &message(b'Q', b"select 1\0"));
-                }
+        assert_eq!(dialled.len(), 1, "there is one connection to open");
+        let server = dialled.remove(0);
+        let owner = Party::Server(server).to_owner();
+        assert!(dials_within(&mut shard, OPENING).is_empty());
+        log_in(&mut shard, server);
+        for (client, key) in &clients {
+            if shard.clients.get(*key).unwrap().state == client::State::Idle {
+                shard.received(*client, &message(b'Q', b"select 1\0"));
             }
-            shard.sent(owner, 1000);
-            if matches!(shard.servers.get(server).unwrap().state, server::State::Linked(_)) {
-                answered += 1;
-                shard.received(owner, &[message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat());
-            }
-            let closing =
-                shard.servers.get(server).is_some_and(|each| matches!(each.state, server::State::Closing));
-            assert!(closing, "the other one waits");
-            shard.closed(owner);
         }
+        shard.sent(owner, 1000);
+        if matches!(shard.servers.get(server).unwrap().state, server::State::Linked(_)) {
+            answered += 1;
+            shard.received(owner, &[message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat());
+        }
+        // The other one waits.
+        assert!(dials_within(&mut shard, TURN).is_empty(), "not before the first one is closed");
+        let closing = matches!(shard.servers.get(server).unwrap().state, server::State::Closing);
+        assert!(closing, "its turn is over");
+        shard.closed(owner);
+        dialled = dials_within(&mut shard, TURN);
     }
     assert!(answered >= 10, "{answered} of 20 connections were of use");
 }
+
+/// What is dialled while so much time passes, in which the shard acts on each of its deadlines.
+fn dials_within(shard: &mut Shard, time: Duration) -> Vec<ServerKey> {
+    let (mut dialled, end) = (Vec::new(), shard.now + time);
+    loop {
+        dialled.extend(dials(shard));
+        let next = shard.next_deadline();
+        if next > end {
+            shard.set_time(end);
+            return dialled;
+        }
+        shard.set_time(next.max(shard.now));
+        shard.tick();
+    }
+}
+
+/// What opening a connection takes: longer than a route keeps it.
+const OPENING: Duration = Duration::from_millis(200);
+
+/// More than five times that: a route's turn is over by then.
+const TURN: Duration = Duration::from_secs(2);

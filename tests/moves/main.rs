@@ -4,6 +4,5 @@
 
 mod hand_over;
 mod hot_path;
-mod random;
 mod shards;
 mod steering;

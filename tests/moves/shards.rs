@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use pgpinion::config::{Config, LogLevel};
-use pgpinion::ids::{Owner, RouteName, ShardId, SocketId};
+use pgpinion::ids::{Owner, ShardId, SocketId};
 use pgpinion::mail::Letter;
 use pgpinion::shard::{DialError, Effect, Party, Peer, Piece, Server, Shard};
 use pgpinion::slab::Key;
@@ -31,16 +31,11 @@ pub struct Socket {
     pub owner: Option<Owner>,
     /// What the other side has not read.
     pub sent: Vec<u8>,
-    /// What the other side wrote and the shard has not got.
-    pub incoming: Vec<u8>,
-    /// The other side will write no more.
-    pub ended: bool,
-    pub told_end: bool,
-    /// Who is on the other side.
-    pub peer: usize,
     pub receiving: bool,
     pub taking: bool,
     pub closing: bool,
+    /// It is closed when the other side has closed it, too.
+    pub lingers: bool,
 }
 
 pub struct Shards {
@@ -48,16 +43,12 @@ pub struct Shards {
     pub now: Instant,
 }
 
-/// Settings for a test: all that is logged, and so many permits for each shard.
+/// Settings for a test: all that is logged, and so many permits for all shards together.
 pub fn config(permits: usize) -> Config {
     let mut config = Config::upstream("127.0.0.1:5432", &[0]).unwrap();
     config.log.level = LogLevel::Debug;
     config.endpoints[0].max_connections = permits;
     config
-}
-
-pub fn route() -> RouteName {
-    RouteName { section: 0, database: "d".into(), user: "u".into() }
 }
 
 pub fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -110,8 +101,43 @@ impl Shards {
         }
     }
 
+    /// Letters go to and fro, and the ledger has the time for all that it can decide at once.
+    pub fn settle(&mut self) {
+        for _ in 0..DECISIONS {
+            self.deliver();
+            self.pass(DECISION);
+        }
+        self.deliver();
+    }
+
+    /// What has fallen is said too, at the end of a window.
+    pub fn come_to_rest(&mut self) {
+        for _ in 0..10 {
+            self.pass(Duration::from_millis(10));
+            self.deliver();
+        }
+    }
+
+    /// The ledger decides until a connection of this shard is to be taken out of its ring.
+    pub fn recall(&mut self, from: usize) {
+        self.settle();
+        assert!(self.sides[from].is_taking(), "no connection of shard {from} is recalled");
+    }
+
+    /// The ledger has a connection of this shard handed over, without anything coming in between.
+    pub fn hand_over(&mut self, from: usize) {
+        self.recall(from);
+        assert_eq!(self.sides[from].give_taken(true), 1);
+        self.deliver();
+    }
+
     pub fn permits(&self) -> Vec<usize> {
         self.sides.iter().map(|side| side.shard.census().permits).collect()
+    }
+
+    /// Permits that the ledger has given.
+    pub fn permits_given(&self) -> usize {
+        self.sides[0].shard.permits_given(0).unwrap()
     }
 
     /// Ends everything, and checks that nothing is left.
@@ -125,16 +151,20 @@ impl Shards {
             }
         }
         for _ in 0..3 {
-            self.deliver();
+            self.settle();
             for side in &mut self.sides {
                 side.give_taken(true);
                 side.close_all();
             }
         }
+        self.settle();
+        self.come_to_rest();
         for side in &self.sides {
             assert!(side.shard.is_empty(), "{:?}", side.shard.census());
             assert_eq!(side.shard.census().permits, 0);
         }
+        assert_eq!(self.permits_given(), 0, "every permit came back to the ledger");
+        assert!(self.sides.iter().all(|side| side.shard.is_settled()), "and all is said");
     }
 }
 
@@ -199,10 +229,21 @@ impl Side {
         std::mem::take(&mut socket.unwrap().sent)
     }
 
-    pub fn hand_over(&mut self, to: u16) -> bool {
-        let begun = self.shard.hand_over(&route(), ShardId(to));
-        self.apply(&[]);
-        begun
+    /// The server that was asked last and has not answered.
+    pub fn asked(&self) -> Owner {
+        let asked = self.sockets.values().find(|socket| socket.sent.ends_with(&query()));
+        asked.unwrap().owner.unwrap()
+    }
+
+    /// The server that was asked answers.
+    pub fn answer(&mut self) {
+        let server = self.asked();
+        self.sent(server);
+        self.receive(server, &answer());
+    }
+
+    pub fn is_taking(&self) -> bool {
+        self.sockets.values().any(|socket| socket.taking)
     }
 
     /// The ring hands out what is to be taken. Returns how many connections left; the others are in it again.
@@ -241,9 +282,12 @@ impl Side {
 
     pub fn read(&mut self, from: ShardId, letter: Letter<Socket>) {
         let letter = letter.map(|socket| self.put_back(socket));
-        let socket = *letter.connection().unwrap();
-        let owner = self.shard.mail(from, letter).unwrap();
-        self.own(socket, owner);
+        let socket = letter.connection().copied();
+        let owner = self.shard.mail(from, letter);
+        assert_eq!(socket.is_some(), owner.is_some(), "a connection that comes belongs to somebody");
+        if let (Some(socket), Some(owner)) = (socket, owner) {
+            self.own(socket, owner);
+        }
         self.apply(&[]);
     }
 
@@ -265,9 +309,12 @@ impl Side {
 
     /// Does what the shard wants done. Everything that is sent leaves at once.
     pub fn apply(&mut self, bytes: &[u8]) {
-        while self.shard.has_effects() {
+        loop {
             let mut effects = Vec::new();
             self.shard.take_effects(&mut effects);
+            if effects.is_empty() {
+                return;
+            }
             for effect in effects {
                 self.act(effect, bytes);
             }
@@ -290,10 +337,11 @@ impl Side {
             }
             Effect::Receive { socket, on } => self.sockets.get_mut(&socket.slot).unwrap().receiving = on,
             Effect::Take { socket } => self.sockets.get_mut(&socket.slot).unwrap().taking = true,
-            Effect::Close { socket, .. } => {
+            Effect::Close { socket, linger } => {
                 // A socket that is out of the ring already is not found there.
                 if let Some(socket) = self.sockets.get_mut(&socket.slot) {
                     (socket.closing, socket.taking) = (true, false);
+                    socket.lingers = linger.is_some();
                 }
             }
             Effect::Mail { to, letter } => {
@@ -312,3 +360,9 @@ impl Side {
         }
     }
 }
+
+/// More than the ledger takes between two decisions.
+const DECISION: Duration = Duration::from_micros(100);
+
+/// As many as it takes until everybody has said what the ledger asked, with some to spare.
+const DECISIONS: usize = 10;

@@ -15,8 +15,7 @@ fn pgbench(protocol: &str, mode: &'static str, shards: usize, scripts: &[&str]) 
     let cluster = Cluster::shared();
     let user = bench_user(cluster);
     let mark = cluster.mark();
-    // In session mode each shard must be able to serve all clients: the kernel spreads them.
-    let servers = if mode == "session" { 10 * shards } else { 10 };
+    let servers = 10;
     let pooler = Plan::new(cluster).mode(mode).shards(shards).max_connections(servers).start();
     let Address::Tcp(address) = pooler.address else { panic!("a TCP pooler") };
     for script in scripts {

@@ -17,6 +17,7 @@ mod wire;
 mod asynchronous;
 mod console;
 mod copy;
+mod fairness;
 mod faults;
 mod hostile;
 mod isolation;

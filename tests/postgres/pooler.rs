@@ -125,6 +125,12 @@ impl Plan {
         self
     }
 
+    /// Keys of the route of `user` in the database `app`.
+    pub fn route(mut self, user: &str, keys: &str) -> Self {
+        self.more += &format!("\n[routes.\"app/{user}\"]\n{keys}\n");
+        self
+    }
+
     /// Starts the target and waits until it accepts.
     pub fn start(self) -> Pooler {
         let quiet = Quiet::Shared(QUIET.read().unwrap_or_else(PoisonError::into_inner));

@@ -419,7 +419,7 @@ fn a4_a_failing_reset_closes_the_server() {
 fn session_mode_keeps_the_session() {
     let cluster = Cluster::shared();
     let user = cluster.user("user");
-    let pooler = Plan::new(cluster).mode("session").shards(2).max_connections(8).start();
+    let pooler = Plan::new(cluster).mode("session").shards(2).max_connections(4).start();
     let mut clients: Vec<Client> = (0..4).map(|_| pooler.client(&user)).collect();
     for client in &mut clients {
         let token = client.token();

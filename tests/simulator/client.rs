@@ -16,6 +16,8 @@ pub struct Client {
     /// What it will send, a step each; a step waits for the answer of the one before.
     pub steps: Vec<Vec<u8>>,
     reference: Postgres,
+    /// It is an administrator, and has the console instead.
+    console: Option<Console>,
     received: Vec<u8>,
     greeted: bool,
     compared: usize,
@@ -27,7 +29,35 @@ pub struct Client {
     pub condemned: bool,
 }
 
+/// What the console is asked, and what it tells of how many shards.
+struct Console {
+    shards: usize,
+    asked: usize,
+    answered: usize,
+    /// Rows of the answer at hand, and shards that it says are missing.
+    told: usize,
+}
+
+impl Console {
+    fn receive(&mut self, message: &[u8]) {
+        self.told += usize::from(matches!(message[0], b'D' | b'N'));
+        if message[0] == b'Z' {
+            assert_eq!(self.told, self.shards, "each shard has told of itself, or is said to be missing");
+            self.told = 0;
+            self.answered += 1;
+        }
+    }
+}
+
 impl Client {
+    /// One that asks for all shards, a few times.
+    pub fn administrator(name: String, shards: usize, chance: &mut Chance) -> Self {
+        let mut client = Self::new(name, "pgpinion", ADMINISTRATOR, chance);
+        client.steps = (0..1 + chance.below(3)).map(|_| message(b'Q', b"SHOW SHARDS\0")).collect();
+        client.console = Some(Console { shards, asked: 0, answered: 0, told: 0 });
+        client
+    }
+
     pub fn new(name: String, database: &str, user: &str, chance: &mut Chance) -> Self {
         let steps = (0..1 + chance.below(6))
             .flat_map(|turn| transaction(chance, &format!("{name}-{turn}")))
@@ -44,6 +74,7 @@ impl Client {
             unsent,
             steps,
             reference: Postgres::logged_in(),
+            console: None,
             received: Vec::new(),
             greeted: false,
             compared: 0,
@@ -53,6 +84,11 @@ impl Client {
         }
     }
 
+    /// Answers of the console.
+    pub fn was_told(&self) -> usize {
+        self.console.as_ref().map_or(0, |console| console.answered)
+    }
+
     /// It has come to its end, good or bad.
     pub fn is_over(&self) -> bool {
         self.done || self.lost
@@ -60,7 +96,11 @@ impl Client {
 
     /// Every answer has come, and nothing is half sent.
     pub fn is_between_steps(&self) -> bool {
-        self.unsent.is_empty() && self.greeted && self.compared == self.reference.output.len()
+        let answered = match &self.console {
+            Some(console) => console.answered == console.asked,
+            None => self.compared == self.reference.output.len(),
+        };
+        self.unsent.is_empty() && self.greeted && answered
     }
 
     /// There is something it could send now.
@@ -77,7 +117,10 @@ impl Client {
                 return None;
             }
             self.unsent = self.steps.remove(0);
-            self.reference.receive(&self.unsent);
+            match &mut self.console {
+                Some(console) => console.asked += 1,
+                None => self.reference.receive(&self.unsent),
+            }
         }
         Some(self.unsent.drain(..length.min(self.unsent.len())).collect())
     }
@@ -100,6 +143,11 @@ impl Client {
         // Message by message: the same byte may begin an answer and the news that there will be none.
         while let Some(length) = first_message(&self.received) {
             let got = &self.received[..length];
+            if let Some(console) = self.console.as_mut().filter(|_| got[0] != b'E') {
+                console.receive(got);
+                self.received.drain(..length);
+                continue;
+            }
             let rest = &self.reference.output[self.compared..];
             if is_unasked(got) {
                 self.received.drain(..length);
@@ -145,6 +193,9 @@ fn first_message(bytes: &[u8]) -> Option<usize> {
 fn is_refusal(bytes: &[u8]) -> bool {
     bytes.first() == Some(&b'E') && bytes.windows(7).any(|window| window == b"SFATAL\0")
 }
+
+/// Who may open the console.
+pub const ADMINISTRATOR: &str = "dba";
 
 /// What a server may say at any time.
 fn is_unasked(message: &[u8]) -> bool {

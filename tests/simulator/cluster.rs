@@ -10,12 +10,16 @@ pub struct Cluster {
     next: u32,
     /// What PostgreSQL is set to: the most that the configuration has ever said.
     pub max_connections: usize,
+    /// Permits that the ledger had given when it was last looked at.
+    pub given: usize,
     /// Connections being made to it: the pooler has decided on them.
     pub dialing: usize,
 }
 
 pub struct Backend {
     pub postgres: Postgres,
+    /// It checks who logs in.
+    pub logs_in_until: Instant,
     /// It executes: its answers come later, and it does not notice that its client has gone.
     pub busy_until: Instant,
     /// When its process ends.
@@ -26,7 +30,7 @@ pub struct Backend {
 
 impl Cluster {
     pub fn new(max_connections: usize) -> Self {
-        Self { backends: BTreeMap::new(), next: 0, max_connections, dialing: 0 }
+        Self { backends: BTreeMap::new(), next: 0, max_connections, given: 0, dialing: 0 }
     }
 
     /// A connection is accepted: there must be room for it.
@@ -41,6 +45,7 @@ impl Cluster {
         self.next += 1;
         let backend = Backend {
             postgres: Postgres::default(),
+            logs_in_until: Instant::default(),
             busy_until: Instant::default(),
             exits_at: Instant::NEVER,
             socket: Some(socket),
@@ -65,6 +70,11 @@ impl Cluster {
 
     pub fn exiting(&self, now: Instant) -> Option<u32> {
         self.backends.iter().find(|(_, backend)| backend.exits_at <= now).map(|(&id, _)| id)
+    }
+
+    /// Some connection is not logged in yet.
+    pub fn is_opening(&self, now: Instant) -> bool {
+        self.backends.values().any(|each| !each.postgres.is_logged_in() || each.logs_in_until > now)
     }
 
     pub fn ids(&self) -> Vec<u32> {

@@ -118,13 +118,9 @@ impl World {
 
     /// The operator changes the limits.
     fn new_limits(&mut self) -> bool {
-        // Without the ledger, shards that gave their permits away have none to lose.
-        if self.plan.hand_over {
-            return false;
-        }
         let mut config = Config::clone(&self.config);
         for (endpoint, cluster) in config.endpoints.iter_mut().zip(&mut self.clusters) {
-            endpoint.max_connections = self.plan.shards + self.chance.below(3 * self.plan.shards);
+            endpoint.max_connections = 1 + self.chance.below(3 * self.plan.shards);
             cluster.max_connections = cluster.max_connections.max(endpoint.max_connections);
         }
         self.config = Arc::new(config);
@@ -166,17 +162,15 @@ impl World {
         if let Some(End::Client(number)) = itself.map(|socket| socket.peer) {
             self.clients[number].condemned = true;
         }
-        let (mut clients, mut servers) = (0, 0);
+        // What is idle elsewhere may be closed for who waits now that a permit is on its way back.
+        let mut clients = 0;
         for slot in after.into_iter().filter(|slot| !before.contains(slot)) {
-            match self.sockets[&slot].peer {
-                End::Client(number) => {
-                    self.clients[number].condemned = true;
-                    clients += 1;
-                }
-                End::Server(..) => servers += 1,
+            if let End::Client(number) = self.sockets[&slot].peer {
+                self.clients[number].condemned = true;
+                clients += 1;
             }
         }
-        assert!(clients <= 1 && servers <= 1, "{clients} clients and {servers} servers were closed for one");
+        assert!(clients <= 1, "{clients} clients were closed for one");
         true
     }
 }

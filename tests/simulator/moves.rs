@@ -1,33 +1,11 @@
 //! Connections that move between shards: out of a ring, into a letter, into another ring.
 
-use crate::network::{End, Taking};
+use crate::network::Taking;
 use crate::world::World;
-use pgpinion::ids::{RouteName, ShardId, SocketId};
+use pgpinion::ids::{ShardId, SocketId};
 use pgpinion::mail::Letter;
 
 impl World {
-    /// In place of the ledger: an idle server of some route goes to some other shard. Whoever gives keeps a permit, for
-    /// nobody would bring one back.
-    pub fn hand_over(&mut self) -> bool {
-        if self.nodes.len() < 2 || !self.plan.hand_over || !self.chance.one_in(4) {
-            return false;
-        }
-        let from = self.chance.below(self.nodes.len());
-        let to = (from + 1 + self.chance.below(self.nodes.len() - 1)) % self.nodes.len();
-        let spare = |route: &RouteName| self.nodes[from].permits[self.plan.endpoint_of(&route.database)] > 1;
-        let idle = self.nodes[from].shard.routes().filter(|route| route.idle > 0 && spare(route.name));
-        let idle: Vec<RouteName> = idle.map(|route| route.name.clone()).collect();
-        if idle.is_empty() || self.is_stalled(from) {
-            return false;
-        }
-        let route = &idle[self.chance.below(idle.len())];
-        let begun = self.tell(from, &[], |shard| shard.hand_over(route, ShardId(to as u16)));
-        if begun {
-            self.nodes[from].permits[self.plan.endpoint_of(&route.database)] -= 1;
-        }
-        begun
-    }
-
     /// A ring lets go of a connection, or a shard hears that it did.
     pub fn take(&mut self) -> bool {
         let asked = self.sockets_where(|socket| {
@@ -50,7 +28,7 @@ impl World {
 
     fn taken(&mut self, slot: u32) {
         let Some(socket) = self.sockets.get(&slot) else { return };
-        let (shard, owner, peer) = (socket.shard, socket.owner, socket.peer);
+        let (shard, owner) = (socket.shard, socket.owner);
         let has_room = !self.chance.one_in(8);
         self.descriptor = Some(slot);
         if self.tell(shard, &[], |shard| shard.taken(owner, |_| has_room)) {
@@ -59,9 +37,6 @@ impl World {
         }
         let socket = self.sockets.get_mut(&slot).zip(self.descriptor.take());
         let Some(id) = socket.map(|(socket, slot)| socket.adopt(slot, shard)) else { return };
-        if let End::Server(endpoint, _) = peer {
-            self.nodes[shard].permits[endpoint] += 1;
-        }
         self.tell(shard, &[], |shard| shard.stays(owner, id));
     }
 
@@ -88,9 +63,6 @@ impl World {
             return true;
         };
         let id = socket.adopt(slot, to);
-        if let End::Server(endpoint, _) = socket.peer {
-            self.nodes[to].permits[endpoint] += 1;
-        }
         let owner = self.tell(to, &[], |shard| shard.mail(ShardId(from as u16), letter.map(|()| id)));
         if let Some((socket, owner)) = self.sockets.get_mut(&slot).zip(owner) {
             socket.owner = owner;

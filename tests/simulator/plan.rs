@@ -1,9 +1,8 @@
 //! What a run is like, drawn from its seed: how many of everything, how fast, and what goes wrong.
 
 use crate::chance::Chance;
+use crate::client::ADMINISTRATOR;
 use pgpinion::config::{Config, PoolMode, RouteSettings};
-use pgpinion::ids::ShardId;
-use pgpinion::ledger::Ledger;
 use std::time::Duration;
 
 /// What goes wrong.
@@ -44,6 +43,8 @@ pub struct Plan {
     pub mode: PoolMode,
     /// Database, user, and how many clients.
     pub routes: Vec<(String, String, usize)>,
+    /// Clients of the console.
+    pub administrators: usize,
     /// How often each kind of thing happens, against the others.
     pub weights: Vec<usize>,
     /// Servers are handed over.
@@ -75,7 +76,12 @@ impl Plan {
             _ => 2 + chance.below(63),
         };
         let endpoints = 1 + usize::from(chance.one_in(4));
-        let limits = (0..endpoints).map(|_| shards + chance.below(2 + shards)).collect();
+        let limits = (0..endpoints)
+            .map(|_| {
+                let most = if chance.one_in(2) { 4 } else { 2 * shards + 2 };
+                1 + chance.below(most)
+            })
+            .collect();
         let mode = if chance.one_in(3) { PoolMode::Session } else { PoolMode::Transaction };
         let routes: Vec<_> = (0..1 + chance.below(5))
             .map(|number| {
@@ -88,6 +94,7 @@ impl Plan {
             shards,
             limits,
             mode,
+            administrators: if chance.one_in(4) { 1 + chance.below(3) } else { 0 },
             weights: (0..kinds).map(|_| [1, 3, 10, 30][chance.below(4)]).collect(),
             hand_over: chance.one_in(2),
             steering: chance.one_in(2),
@@ -100,15 +107,6 @@ impl Plan {
             step_max: [Duration::ZERO, Duration::from_micros(5), Duration::from_millis(1)][chance.below(3)],
             routes,
         }
-    }
-
-    pub fn endpoint_of(&self, database: &str) -> usize {
-        usize::from(database == "other" && self.limits.len() > 1)
-    }
-
-    /// Permits that a shard begins with.
-    pub fn share(&self, limit: usize, shard: usize) -> usize {
-        Ledger::share(limit, ShardId(shard as u16), self.shards).limit()
     }
 
     /// The shard that a client comes to if its route flocks.
@@ -124,6 +122,7 @@ impl Plan {
     pub fn config(&self) -> Config {
         let mut config = Config::upstream("127.0.0.1:5432", &[0]).expect("a valid address");
         config.pool_mode = self.mode;
+        config.admin_users = vec![ADMINISTRATOR.into()];
         (config.steering, config.hand_over) = (self.steering, self.hand_over);
         for ((database, user, _), &ceiling) in self.routes.iter().zip(&self.ceilings) {
             config.routes.push(RouteSettings {

@@ -11,7 +11,7 @@ pub type Step = fn(&mut World) -> bool;
 
 impl World {
     /// Everything that can happen.
-    pub const KINDS: [Step; 14] = [
+    pub const KINDS: [Step; 13] = [
         Self::connect,
         Self::client_writes,
         Self::deliver,
@@ -20,7 +20,6 @@ impl World {
         Self::close,
         Self::backend_exits,
         Self::tick,
-        Self::hand_over,
         Self::take,
         Self::read_letter,
         Self::configure,
@@ -173,11 +172,15 @@ impl World {
         let now = self.now;
         // What is sent to a process that has ended is lost.
         let Some(backend) = self.clusters[endpoint].backend(number) else { return };
-        let longest = if backend.postgres.is_logged_in() { EXECUTION_MAX } else { LOGIN_MAX };
+        let logs_in = !backend.postgres.is_logged_in();
+        let longest = if logs_in { LOGIN_MAX } else { EXECUTION_MAX };
         let takes = if dawdles { self.chance.up_to(longest) } else { Duration::ZERO };
         backend.postgres.receive(bytes);
         assert!(backend.postgres.violations.is_empty(), "{:?}", backend.postgres.violations);
         backend.busy_until = backend.busy_until.max(now + takes);
+        if logs_in {
+            backend.logs_in_until = backend.busy_until;
+        }
         let gone = backend.postgres.gone;
         let output = std::mem::take(&mut backend.postgres.output);
         if let Some(socket) = self.sockets.get_mut(&slot) {
@@ -340,7 +343,7 @@ impl World {
 const EXECUTION_MAX: Duration = Duration::from_millis(300);
 
 /// The longest that a login takes.
-const LOGIN_MAX: Duration = Duration::from_secs(2);
+pub const LOGIN_MAX: Duration = Duration::from_secs(2);
 
 /// The longest that a backend takes to end; with what it may be busy with, less than `server_close_timeout`.
 const EXIT_MAX: Duration = Duration::from_millis(2500);

@@ -7,12 +7,13 @@ use crate::network::{End, Socket, Taking};
 use crate::plan::{Faults, Plan};
 use bytes::Bytes;
 use pgpinion::config::Config;
-use pgpinion::ids::{ShardId, SocketId};
+use pgpinion::ids::{RouteName, ShardId, SocketId};
 use pgpinion::mail::Letter;
+use pgpinion::metrics::CoreReport;
 use pgpinion::shard::{Effect, Piece, Server, Shard};
 use pgpinion::slab::Key;
 use pgpinion::time::Instant;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub struct World {
     pub descriptor: Option<u32>,
     /// The shard that the last step concerned.
     pub touched: usize,
+    /// For how long each route has had clients waiting beside what could serve them, while nothing else happened.
+    pub withheld: HashMap<RouteName, Duration>,
 }
 
 /// What came about in a run, or in many.
@@ -49,6 +52,8 @@ pub struct Story {
     pub opened: u64,
     pub handed_over: u64,
     pub steered: u64,
+    /// Answers of the console.
+    pub told: u64,
     /// Clients that had all answers, or left.
     pub served: u64,
     /// Clients whose session was ended.
@@ -64,6 +69,7 @@ impl std::ops::AddAssign for Story {
         self.opened += other.opened;
         self.handed_over += other.handed_over;
         self.steered += other.steered;
+        self.told += other.told;
         self.served += other.served;
         self.lost += other.lost;
         self.faults += other.faults;
@@ -81,14 +87,12 @@ pub struct Node {
     pub inbox: VecDeque<(usize, Letter<()>, Option<u32>)>,
     /// `max_connections` of the endpoints, as far as it knows.
     pub limits: Vec<usize>,
-    /// Permits by endpoint, of those that no letter has asked away.
-    pub permits: Vec<usize>,
 }
 
 impl Node {
     /// It was drained, and nothing is on its way to it.
     fn is_through(&self) -> bool {
-        self.told_to_drain && self.shard.is_empty() && self.inbox.is_empty()
+        self.told_to_drain && self.shard.is_empty() && self.shard.is_settled() && self.inbox.is_empty()
     }
 }
 
@@ -111,7 +115,6 @@ impl World {
             told_to_drain: false,
             inbox: VecDeque::new(),
             limits: plan.limits.clone(),
-            permits: plan.limits.iter().map(|&limit| plan.share(limit, number)).collect(),
         });
         let mut clients = Vec::new();
         for (database, user, count) in &plan.routes {
@@ -120,6 +123,11 @@ impl World {
                 client.thinks_until = client.thinks_until + chance.up_to(plan.think_max);
                 clients.push(client);
             }
+        }
+        for number in 0..plan.administrators {
+            let mut client = Client::administrator(format!("a{number}"), plan.shards, &mut chance);
+            client.thinks_until = client.thinks_until + chance.up_to(plan.think_max);
+            clients.push(client);
         }
         let nodes = nodes.collect();
         Self {
@@ -139,6 +147,7 @@ impl World {
             config,
             descriptor: None,
             touched: 0,
+            withheld: HashMap::new(),
         }
     }
 
@@ -164,6 +173,7 @@ impl World {
             story.handed_over += stats.handed_in;
             story.steered += stats.steered_in;
         }
+        story.told = self.clients.iter().map(|client| client.was_told() as u64).sum();
         story.served = self.clients.iter().filter(|client| client.done).count() as u64;
         story.faults = self.kinds[Self::KINDS.len() - 1];
         story.lost = self.clients.len() as u64 - story.served;
@@ -205,6 +215,7 @@ impl World {
             return false;
         }
         self.check_rest();
+        self.check_withheld(next);
         self.now = next;
         true
     }
@@ -252,7 +263,6 @@ impl World {
                 }
             }
             Effect::Dial { server, endpoint } => {
-                self.check_dial(endpoint);
                 self.clusters[endpoint].dialing += 1;
                 self.dials.push(Dial { shard, server, endpoint });
             }
@@ -275,7 +285,8 @@ impl World {
             Effect::Mail { to, letter } => self.send_letter(shard, usize::from(to.0), letter),
             Effect::Log(line) => self.trace(|| format!("shard {shard}: {}", line.message)),
             Effect::Compute { .. } => panic!("the model trusts everybody"),
-            Effect::Observe | Effect::Reload { .. } => panic!("nobody asks for the console"),
+            Effect::Observe => self.tell(shard, &[], |shard| shard.observed(CoreReport::default())),
+            Effect::Reload { .. } => panic!("nobody asks for that"),
         }
     }
 

@@ -1,0 +1,86 @@
+//! Permits: the right to hold server connections. Who may open one, who must give one up, and what moves between shards.
+//!
+//! Two machines. A [`Ledger`] owns the permits of one endpoint; one shard runs it. A [`Share`] is a shard's side of it:
+//! what the shard holds, what it owes, what it needs. Both only count; neither knows a client, a server, a clock or a
+//! mailbox. They write to each other: [`Request`] and [`Order`].
+//!
+//! # A permit's life
+//!
+//! ```text
+//!            grant                     rest: Close, or it ended          Returned: PostgreSQL has closed it
+//!   free ------------> at a shard ----------------------------> closing -----------------------------------> free
+//!                        |      ^
+//!            rest:       |      | arrived
+//!            HandOver    v      |
+//!                      on the way to another shard
+//! ```
+//!
+//! [`Permit`] is the thing itself: it is made by the ledger's grant, lies in a letter or with its connection, and is
+//! unmade when it comes back. The ledger's books say at each moment where each permit is, or is going to be: a grant
+//! counts at the shard when it is written, a move when the giving shard has written it.
+//!
+//! # How decisions are taken
+//!
+//! Between routes (`balance`, level 1): a route that wants permits is served in the order: below its floor; least for its
+//! weight; and among those that have nothing, longest waiting. What is free is granted; what is being recalled is planned
+//! for; for the rest the richest route must give, if it has more by two (for its weight, floors left alone), or does not
+//! use what it has, or has had more for long enough: a quantum where the other has nothing, a second's debt where parts
+//! cannot be divided evenly. So a transfer either brings the routes closer or follows a delay, and two routes cannot
+//! evict each other in turn at the speed of letters.
+//!
+//! Between the shards of a route (level 2): what rests anywhere goes to who waits; else a shard that lacks a connection of
+//! its part, by clients at work and waiting, is given one; and one that has none is given one as soon as nobody of the
+//! giving shard has waited as long.
+//!
+//! A recall is a debt that is paid by a connection at rest or else by the next that comes to rest, ahead of the shard's
+//! own waiting clients; closing comes before moving, lest moves hide from another route what could be closed for it.
+//! One that is not paid for too long, because the transactions there are long, is taken back and made elsewhere. Pinned
+//! connections pay nothing until they are unpinned.
+//!
+//! # Why the guarantees hold
+//!
+//! 1. **The limit.** [`Ledger`] grants only while permits given are fewer than the limit (asserted), and a permit comes
+//!    back only when PostgreSQL has closed the connection. A connection exists only with a permit: [`Action::Dial`]
+//!    brings one. A lower limit makes nothing free until enough have come back, and recalls the excess. What was granted
+//!    before is used even if its letter is read after: its permit counts as given since it was written, and is recalled as
+//!    all others are once its connection rests.
+//! 2. **Conservation.** A permit cannot be copied, and dropping one panics. The books move it in one step from one place
+//!    to another; that routes and shards add up to what was given is asserted after each round of decisions.
+//! 3. **Work conserving.** A want reaches the ledger with one letter, at once (a rise is never held back but by an
+//!    unanswered letter), and the next round of decisions, 50 us apart, grants what is free, to the governor's measure.
+//!    While somebody wants, shards tell what rests, at once too, and what rests of the same route is moved at once.
+//! 4. **Fairness.** By level 1 a route that waits with less than its part finds a richer one, unless all are within one
+//!    connection of their part; the recall is paid at rest, or at the next release, ahead of the rich route's queue.
+//!    Impatience makes that the next release anywhere, not that of the shard asked first. Among routes that have
+//!    nothing the longest waiting is next, so that none waits for more than the others' turns. Within a shard and route
+//!    the queue is first come, first served; between shards level 2.
+//! 5. **No polling.** Waiting clients are woken by [`Rest::Serve`] or their deadline; both machines act on letters and
+//!    on deadlines they name. The ledger names those at which time decides something: a quantum or a linger that ends, a
+//!    debt that comes due, a recall that is overdue, each of which doubles the patience up to a second. A share names the
+//!    end of a window in which something happened. While a client only waits, however long, neither wakes.
+//! 6. **The hot path.** [`Share::link_idle`] and [`Share::rest`] with nothing owed and nobody waiting count up and down.
+//!    Only while somebody lacks a permit, which [`Status::tight`] says, do they look at what was told; and levels,
+//!    as [`Share`] says, change less often than queues do.
+//!
+//! Letters of all senders to one mailbox must arrive in the order they were sent in, those between a ledger and the shard
+//! that runs it at once, and a shard's letters must be sent before its connections leave. How many can be unread at once
+//! is what [`letters_max`] says.
+
+mod account;
+mod balance;
+mod governor;
+mod homes;
+mod letters;
+mod owner;
+mod permit;
+mod policy;
+mod share;
+mod standing;
+
+pub use account::Totals;
+pub use homes::{PERMITS_PER_HOME, homes};
+pub use letters::{Destination, Failure, Level, Order, Reason, Request, Status, letters_max};
+pub use owner::{Ledger, Overview, Row};
+pub use permit::Permit;
+pub use policy::{Policy, Terms, quotas};
+pub use share::{Action, Counts, Rest, RouteNo, Share, WINDOW};

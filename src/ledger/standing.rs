@@ -1,0 +1,280 @@
+//! One route in a shard's share: the counts, what was said of them, and what is owed.
+
+use super::letters::{Destination, Level, Reason};
+use super::share::{Counts, WINDOW};
+use crate::ids::RouteName;
+use crate::time::Instant;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub name: RouteName,
+    /// The shard has its number.
+    pub named: bool,
+    pub counts: Counts,
+    /// Since when each client waits, as they stand in the queue.
+    pub waiting: VecDeque<Instant>,
+    /// Somebody waits for any connection at all.
+    pub probing: Option<Instant>,
+    /// Since when there has been an idle connection without a break.
+    pub idle_since: Instant,
+    /// Recalls to close that are not paid.
+    closes: u32,
+    /// Recalls to other shards that are not paid, in order of arrival.
+    moves: VecDeque<(Destination, Option<Instant>)>,
+    /// Connections that close and pay a recall with it.
+    paying: u32,
+
+    /// The demand that the ledger knows, less what it has sent since.
+    told: u32,
+    /// Idle and pinned connections that the ledger knows of.
+    pub told_rest: (u32, u32),
+    /// Since when the ledger believes that there has always been an idle one; `NEVER` if it does not.
+    told_idle_since: Instant,
+    /// Grants and arrivals since the ledger was told last.
+    received: u32,
+    /// The highest demand of this window.
+    pub peak: u32,
+    /// The most idle connections of this window.
+    idle_peak: u32,
+    /// Is in the list of those that have to say something now.
+    pub urgent: bool,
+    /// Is in the list of those to look at when the window ends.
+    pub watched: bool,
+}
+
+impl Standing {
+    pub fn new(name: RouteName) -> Self {
+        Self {
+            name,
+            named: true,
+            counts: Counts::default(),
+            waiting: VecDeque::new(),
+            probing: None,
+            idle_since: Instant::NEVER,
+            closes: 0,
+            moves: VecDeque::new(),
+            paying: 0,
+            told: 0,
+            told_rest: (0, 0),
+            told_idle_since: Instant::NEVER,
+            received: 0,
+            peak: 0,
+            idle_peak: 0,
+            urgent: false,
+            watched: false,
+        }
+    }
+
+    /// Nothing is here, and the ledger knows it.
+    pub fn is_unused(&self) -> bool {
+        self.counts == Counts::default()
+            && self.probing.is_none()
+            && (self.told, self.told_rest, self.received) == (0, (0, 0), 0)
+            && !self.urgent
+            && !self.watched
+    }
+
+    // ---- connections ----
+
+    pub fn dial_ends(&mut self) {
+        assert!(self.counts.dialing > 0, "a dial that ends has begun");
+        self.counts.dialing -= 1;
+    }
+
+    /// A grant or a connection came: the ledger wants that much less for this route, and so do we of it.
+    pub fn receive(&mut self) {
+        self.received += 1;
+        self.told = self.told.saturating_sub(1);
+    }
+
+    /// A connection that is not idle begins to close. If the route owes one to be closed, this is it.
+    pub fn close(&mut self) {
+        self.counts.closing += 1;
+        if self.closes > 0 {
+            self.closes -= 1;
+            self.counts.owed -= 1;
+            self.paying += 1;
+        }
+        assert!(self.counts.closing <= self.counts.held, "what closes is held");
+    }
+
+    pub fn closed(&mut self) -> (RouteName, Reason) {
+        assert!(self.counts.closing > 0, "what is closed was closing");
+        self.counts.closing -= 1;
+        self.counts.held -= 1;
+        let reason = if self.paying > 0 { Reason::Recalled } else { Reason::Closed };
+        self.paying = self.paying.saturating_sub(1);
+        (self.name.clone(), reason)
+    }
+
+    // ---- recalls ----
+
+    /// A connection at rest, not counted as idle, goes where a recall wants it; `None` if none is due.
+    pub fn pay(&mut self) -> Option<Destination> {
+        if self.closes > 0 {
+            self.close();
+            return Some(Destination::Close);
+        }
+        let head = self.waiting.front().copied().unwrap_or(Instant::NEVER);
+        let comes_first = |after: Instant| head != Instant::NEVER && head <= after + MOVE_GAP;
+        let due = self.moves.iter().position(|&(_, after)| !after.is_some_and(comes_first));
+        let (to, _) = self.moves.remove(due?)?;
+        self.counts.owed -= 1;
+        Some(to)
+    }
+
+    /// A recall came. True: the connection that was idle longest pays it at once.
+    pub fn recall(&mut self, to: Destination, after: Option<Instant>) -> bool {
+        self.told_rest.0 = self.told_rest.0.saturating_sub(1);
+        if self.counts.idle > 0 {
+            self.counts.idle -= 1;
+            if to == Destination::Close {
+                self.counts.closing += 1;
+                self.paying += 1;
+            }
+            return true;
+        }
+        self.counts.owed += 1;
+        match to {
+            Destination::Close => self.closes += 1,
+            Destination::Shard(_) => self.moves.push_back((to, after)),
+        }
+        false
+    }
+
+    /// A recall that need not be paid any more; false if it was.
+    pub fn forgive(&mut self, to: Destination) -> bool {
+        let found = match to {
+            Destination::Close => {
+                let found = self.closes > 0;
+                self.closes -= u32::from(found);
+                found
+            }
+            Destination::Shard(_) => match self.moves.iter().rposition(|&(each, _)| each == to) {
+                Some(at) => self.moves.remove(at).is_some(),
+                None => false,
+            },
+        };
+        self.counts.owed -= u32::from(found);
+        found
+    }
+
+    /// Takes off a recall that no connection can pay.
+    pub fn excess(&mut self) -> Option<Destination> {
+        let counts = &mut self.counts;
+        if counts.owed <= (counts.held - counts.closing).saturating_sub(counts.pinned) {
+            return None;
+        }
+        counts.owed -= 1;
+        Some(match self.moves.pop_back() {
+            Some((to, _)) => to,
+            None => {
+                self.closes -= 1;
+                Destination::Close
+            }
+        })
+    }
+
+    // ---- levels ----
+
+    /// Clients for whom no connection is being opened.
+    #[inline]
+    pub fn demand(&self) -> u32 {
+        let counts = &self.counts;
+        let probe = u32::from(self.probing.is_some() && counts.held == counts.closing);
+        counts.waiting.saturating_sub(counts.dialing).max(probe)
+    }
+
+    /// Takes note of a demand that may have risen. True: the ledger must know.
+    #[inline]
+    pub fn demand_rose(&mut self) -> bool {
+        let (demand, counts) = (self.demand(), &self.counts);
+        self.peak = self.peak.max(demand);
+        // Where nothing is held, since when the first waits decides who is next.
+        let first = counts.held == counts.closing && counts.waiting == 1;
+        first || exceeds(demand, self.told)
+    }
+
+    /// Takes note of another idle connection. True: the ledger must know.
+    #[inline]
+    pub fn idle_rose(&mut self) -> bool {
+        self.idle_peak = self.idle_peak.max(self.counts.idle);
+        exceeds(self.counts.idle, self.told_rest.0)
+    }
+
+    /// The last idle connection is linked. True: the ledger must know, lest it takes what is in use for spare.
+    #[inline]
+    pub fn idle_ended(&self) -> bool {
+        self.counts.idle == 0 && self.told_idle_since != Instant::NEVER
+    }
+
+    pub fn forget_rest(&mut self) {
+        (self.told_rest, self.told_idle_since) = ((0, 0), Instant::NEVER);
+        self.idle_peak = 0;
+    }
+
+    /// Since when there has been an idle connection, if that is for longer than between two transactions.
+    fn rested_since(&self, now: Instant) -> Instant {
+        let rested = self.counts.idle > 0 && now.since(self.idle_since) >= WINDOW;
+        if rested { self.idle_since } else { Instant::NEVER }
+    }
+
+    /// What is said differs from what was true in this window.
+    pub fn has_changed(&self, tight: bool, now: Instant) -> bool {
+        let differs = |is, said| exceeds(is, said) || exceeds(said, is);
+        let rest = (self.idle_peak.max(self.counts.idle), self.counts.pinned);
+        differs(self.peak, self.told)
+            || (tight && (differs(rest.0, self.told_rest.0) || differs(rest.1, self.told_rest.1)))
+            || (tight && self.rested_since(now) != self.told_idle_since)
+            || (self.told == 0 && self.received > 0)
+    }
+
+    /// The next window will be different though nothing happens in it: this one has seen more than there is, or what is
+    /// idle has not been for long.
+    pub fn is_unsettled(&self, tight: bool, now: Instant) -> bool {
+        let resting = self.counts.idle > 0 && self.rested_since(now) == Instant::NEVER;
+        self.peak != self.demand() || (tight && (self.idle_peak != self.counts.idle || resting))
+    }
+
+    pub fn begin_window(&mut self) {
+        self.peak = self.demand();
+        self.idle_peak = self.counts.idle;
+    }
+
+    /// What the ledger should know.
+    pub fn tell(&mut self, tight: bool, now: Instant) -> Level {
+        self.peak = self.peak.max(self.demand());
+        let idle = if tight { self.idle_peak.max(self.counts.idle) } else { 0 };
+        let pinned = if tight { self.counts.pinned } else { 0 };
+        self.told = self.peak;
+        self.told_rest = (idle, pinned);
+        self.told_idle_since = if tight { self.rested_since(now) } else { Instant::NEVER };
+        Level {
+            route: self.name.clone(),
+            wanting: self.peak,
+            since: self.oldest(),
+            idle,
+            idle_since: self.told_idle_since,
+            pinned,
+            received: std::mem::take(&mut self.received),
+        }
+    }
+
+    fn oldest(&self) -> Instant {
+        let head = self.waiting.front().copied().unwrap_or(Instant::NEVER);
+        head.min(self.probing.unwrap_or(Instant::NEVER))
+    }
+}
+
+/// By more than a quarter, or by anything where there was little.
+#[inline]
+fn exceeds(is: u32, said: u32) -> bool {
+    is > said + said / 4
+}
+
+/// A client of another shard must have waited so much longer than those here before a connection leaves them for it:
+/// what a hand-over costs is then little beside what it serves.
+const MOVE_GAP: Duration = Duration::from_millis(2);
