@@ -41,6 +41,22 @@ impl Ledger {
         std::mem::forget(permit);
     }
 
+    /// The connection of a permit is about to leave for another shard, and the permit with it: it counts there from
+    /// now on.
+    pub fn part_with(&mut self, permit: Permit) -> Permit {
+        assert!(self.held > 0, "a permit that leaves was held");
+        self.held -= 1;
+        self.limit -= 1;
+        permit
+    }
+
+    /// A permit came along with its connection.
+    pub fn take_over(&mut self, permit: Permit) -> Permit {
+        self.held += 1;
+        self.limit += 1;
+        permit
+    }
+
     /// Permits given and not come back.
     pub fn held(&self) -> usize {
         self.held
@@ -76,6 +92,16 @@ mod tests {
                 assert_eq!(sum, max);
             }
         }
+    }
+
+    #[test]
+    fn permits_that_move_leave_the_sum_as_it_is() {
+        let mut shares = [Ledger::share(5, ShardId(0), 2), Ledger::share(5, ShardId(1), 2)];
+        let permit = shares[0].take().unwrap();
+        let permit = shares[0].part_with(permit);
+        let permit = shares[1].take_over(permit);
+        assert_eq!(shares.each_ref().map(|share| (share.held(), share.limit())), [(0, 2), (1, 3)]);
+        shares[1].give_back(permit);
     }
 
     #[test]

@@ -55,6 +55,7 @@ pub mod ids;
 pub mod ledger;
 pub mod limits;
 pub mod log_line;
+pub mod mail;
 pub mod pool;
 #[cfg(feature = "runtime")]
 pub mod ring;

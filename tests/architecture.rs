@@ -21,12 +21,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("session", &["wire", "limits", "server"]),
     ("pool", &[]),
     ("ledger", &["ids"]),
+    ("mail", &["ids", "ledger", "server", "time"]),
     // One core, pure.
     (
         "shard",
         &[
-            "config", "ids", "ledger", "limits", "log_line", "pool", "server", "session", "slab", "time",
-            "wire",
+            "config", "ids", "ledger", "limits", "log_line", "mail", "pool", "server", "session", "slab",
+            "time", "wire",
         ],
     ),
     // The kernel.
@@ -34,7 +35,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // Threads beside the shards.
     ("control", &["config", "ids", "log_line"]),
     // Where all meets.
-    ("engine", &["config", "control", "ids", "log_line", "ring", "shard", "slab", "server", "wire", "time"]),
+    (
+        "engine",
+        &["config", "control", "ids", "log_line", "mail", "ring", "shard", "slab", "server", "wire", "time"],
+    ),
     ("arguments", &["config"]),
     ("fuzzing", &["server", "session", "wire"]),
     ("main", &["arguments", "config", "control", "engine"]),
@@ -43,7 +47,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 /// Rooms that build and pass their tests without glommio, io_uring and libc.
 const PURE: &[&str] = &[
     "ids", "time", "limits", "log_line", "slab", "wire", "config", "server", "session", "pool", "ledger",
-    "shard",
+    "mail", "shard",
 ];
 
 fn source() -> PathBuf {

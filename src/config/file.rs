@@ -346,6 +346,8 @@ fn blank() -> Config {
         listen: Vec::new(),
         pool_mode: PoolMode::Session,
         max_client_conn: 0,
+        hand_over: false,
+        steering: false,
         auth_type: AuthType::Trust,
         admin_users: Vec::new(),
         metrics_listen: None,

@@ -43,6 +43,10 @@ pub struct Config {
     pub pool_mode: PoolMode,
     /// Clients at the same time, over all shards.
     pub max_client_conn: usize,
+    /// Whether idle server connections go to the shard where they are wanted.
+    pub hand_over: bool,
+    /// Whether clients go to the shards where their route lives.
+    pub steering: bool,
     /// How clients prove who they are.
     pub auth_type: AuthType,
     /// Who may open the console.

@@ -120,6 +120,20 @@ pub(super) const GENERAL: &[General] = &[
         "clients at the same time, over all shards",
     )
     .within(1, CLIENTS_MAX),
+    General::new(
+        "hand_over",
+        "true",
+        "true or false",
+        |c| &mut c.hand_over,
+        "whether idle server connections go to the shard where they are wanted",
+    ),
+    General::new(
+        "steering",
+        "true",
+        "true or false",
+        |c| &mut c.steering,
+        "whether clients go, at login, to the few shards that a route with few connections lives on",
+    ),
     General::new("auth_type", r#""trust""#, "trust", |c| &mut c.auth_type, "how clients prove who they are"),
     General::new(
         "auth_file",

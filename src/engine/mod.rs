@@ -6,6 +6,7 @@
 //! server, cancelling a query, waiting for a computation.
 
 mod dial;
+mod post;
 mod process;
 
 pub use process::{RunError, run};
@@ -14,12 +15,14 @@ use crate::config::{Config, LogLevel};
 use crate::control::crypto::Helpers;
 use crate::control::log::Logger;
 use crate::control::resolve::Resolver;
-use crate::ids::{Owner, ShardId};
+use crate::ids::{Owner, ShardId, SocketId};
+use crate::mail::{Letter, STEERED_MAX};
 use crate::ring::{
     self, CloseMode, Event, Keepalive, Outgoing, Received, Ring, SocketAddress, Tasks, TcpOptions, clock,
 };
 use crate::shard::{Effect, Party, Peer, Piece, Shard, Stats};
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
+use post::Post;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -31,12 +34,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// What reaches a shard from other threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mail {
-    /// End in good order: finish transactions, then go.
+    /// Finish transactions, and send everybody away.
     Drain,
+    /// All shards have: go. Whom a letter still brings is sent away first.
+    End,
     /// End now.
     Stop,
     /// Write the counts of the last period to the log.
     Report,
+}
+
+/// A letter on its way.
+pub(crate) struct Parcel {
+    pub from: ShardId,
+    pub letter: Letter<OwnedFd>,
 }
 
 /// What a shard is made of. All of it may be shared or sent.
@@ -45,7 +56,12 @@ pub(crate) struct Parts {
     pub id: ShardId,
     pub shards: usize,
     pub listeners: Vec<OwnedFd>,
+    /// Words of the main thread.
     pub mail: Receiver<Mail>,
+    /// Told, once, that the shard was drained.
+    pub drained: Sender<()>,
+    /// Letters of the other shards.
+    pub post: Post<Parcel>,
     /// Clients of the whole process: counted at accept and close only.
     pub clients: Arc<AtomicUsize>,
     pub logger: Logger,
@@ -63,12 +79,17 @@ pub(crate) struct Engine {
     shard: RefCell<Shard>,
     effects: RefCell<Vec<Effect>>,
     mail: Receiver<Mail>,
+    drained: Cell<Option<Sender<()>>>,
+    post: Post<Parcel>,
+    /// Of the connection that was just taken out of the ring.
+    descriptor: Cell<Option<OwnedFd>>,
     clients: Arc<AtomicUsize>,
     logger: Logger,
     resolver: Resolver,
     helpers: Helpers,
     listeners: RefCell<Vec<crate::ring::ListenerId>>,
     stopping: Cell<bool>,
+    may_end: Cell<bool>,
     reported: Cell<Stats>,
     panics: Cell<u64>,
 }
@@ -85,12 +106,16 @@ impl Engine {
             shard: RefCell::new(shard),
             effects: RefCell::new(Vec::with_capacity(64)),
             mail: parts.mail,
+            drained: Cell::new(Some(parts.drained)),
+            post: parts.post,
+            descriptor: Cell::new(None),
             clients: parts.clients,
             logger: parts.logger,
             resolver: parts.resolver,
             helpers: parts.helpers,
             listeners: RefCell::new(listeners),
             stopping: Cell::new(false),
+            may_end: Cell::new(false),
             reported: Cell::new(Stats::default()),
             panics: Cell::new(0),
         })
@@ -103,11 +128,12 @@ impl Engine {
     pub(crate) async fn drive(self: &Rc<Self>) -> io::Result<()> {
         while !self.stopping.get() {
             let slept = Cell::new(true);
-            let deadline = || {
+            let about_to_sleep = || {
                 slept.set(true);
+                self.post.ring_bells();
                 self.shard.borrow().next_deadline()
             };
-            self.ring.turn_until(deadline, &mut |event| {
+            self.ring.turn_until(about_to_sleep, &mut |event| {
                 if slept.replace(false) {
                     self.shard.borrow_mut().set_time(clock::now());
                 }
@@ -117,11 +143,22 @@ impl Engine {
             if self.tasks.may_be_runnable() {
                 self.tasks.settle().await;
             }
-            if self.listeners.borrow().is_empty() && self.shard.borrow().is_empty() {
-                return Ok(());
+            if self.is_drained() {
+                if self.may_end.get() {
+                    break;
+                }
+                if let Some(drained) = self.drained.take() {
+                    // Nobody waits for it only when the process ends at once.
+                    let _ = drained.send(());
+                }
             }
         }
+        self.post.ring_bells();
         Ok(())
+    }
+
+    fn is_drained(&self) -> bool {
+        self.listeners.borrow().is_empty() && self.shard.borrow().is_empty()
     }
 
     /// Acts on deadlines that have come.
@@ -156,7 +193,7 @@ impl Engine {
                 self.write(LogLevel::Error, format!("shard {}: cannot accept: {error}", self.id));
             }
             Event::Doorbell => self.read_mail(),
-            Event::Taken { .. } => unreachable!("no connection moves in this version"),
+            Event::Taken { owner, fd, .. } => self.taken(owner, fd),
         }
     }
 
@@ -197,6 +234,8 @@ impl Engine {
                 Effect::Close { socket, linger: Some(linger) } => {
                     self.ring.close(socket, CloseMode::AfterSending(linger));
                 }
+                Effect::Take { socket } => self.ring.take(socket),
+                Effect::Mail { to, letter } => self.send_letter(to, letter),
                 Effect::Dial { server, endpoint } => self.spawn_dial(server, endpoint),
                 Effect::Cancel { socket, key } => self.spawn_cancel(socket, key),
                 Effect::Compute { server, work } => self.spawn_computation(server, work),
@@ -237,10 +276,48 @@ impl Engine {
 
     // ---- mail ----
 
+    /// A connection is out of the ring: it goes, if the shard still wants that.
+    fn taken(self: &Rc<Self>, owner: Owner, fd: OwnedFd) {
+        let has_room = |to| self.post.has_fewer_than(STEERED_MAX, to);
+        let leaves = self.shard.borrow_mut().taken(owner, has_room);
+        if leaves {
+            self.descriptor.set(Some(fd));
+            self.apply(None);
+        } else {
+            let socket = self.ring.adopt(fd, owner);
+            self.guarded(owner, None, |shard| shard.stays(owner, socket));
+        }
+    }
+
+    fn send_letter(self: &Rc<Self>, to: ShardId, letter: Letter<()>) {
+        let letter = letter.map(|()| match self.descriptor.take() {
+            Some(fd) => fd,
+            None => unreachable!("a connection leaves when it was taken out of the ring"),
+        });
+        if let Err(parcel) = self.post.send(to, Parcel { from: self.id, letter }) {
+            // That shard has ended, and this one is about to: its letter is ours to deal with.
+            self.read_letter(parcel);
+        }
+    }
+
+    fn read_letter(self: &Rc<Self>, Parcel { from, letter }: Parcel) {
+        let letter = letter.map(|fd| self.ring.adopt(fd, NOBODY));
+        let socket: Option<SocketId> = letter.connection().copied();
+        let owner = self.shard.borrow_mut().mail(from, letter);
+        if let (Some(socket), Some(owner)) = (socket, owner) {
+            self.ring.set_owner(socket, owner);
+        }
+        self.apply(None);
+    }
+
     fn read_mail(self: &Rc<Self>) {
+        for parcel in self.post.read() {
+            self.read_letter(parcel);
+        }
         while let Ok(mail) = self.mail.try_recv() {
             match mail {
                 Mail::Drain => self.drain(),
+                Mail::End => self.may_end.set(true),
                 Mail::Stop => self.stopping.set(true),
                 Mail::Report => self.report(),
             }
@@ -257,7 +334,7 @@ impl Engine {
     /// One line with the counts since the last.
     fn report(&self) {
         let shard = self.shard.borrow();
-        let (now, census, ring) = (shard.stats(), shard.census(), self.ring.stats());
+        let (now, census, ring, post) = (shard.stats(), shard.census(), self.ring.stats(), self.post.stats());
         let last = self.reported.replace(now);
         let (transactions, queries) = (now.transactions - last.transactions, now.queries - last.queries);
         let wait = (now.wait - last.wait).as_micros() / u128::from(transactions.max(1));
@@ -265,7 +342,8 @@ impl Engine {
             LogLevel::Info,
             format!(
                 "stats: shard {}: {transactions} xacts, {queries} queries, {} logins, in {} B, out {} B, wait {wait} us a \
-                 xact; clients {} ({} waiting), servers {} ({} idle), {} opened; buffers {} free, {} panics",
+                 xact; clients {} ({} waiting), servers {} ({} idle), {} opened; handed over {} out {} in, steered {} out {} in; \
+                 since start: letters {} out {} in, bells {} ({} woke); buffers {} free, {} panics",
                 self.id,
                 now.logins - last.logins,
                 now.received - last.received,
@@ -275,6 +353,14 @@ impl Engine {
                 census.servers,
                 census.idle,
                 now.opened - last.opened,
+                now.handed_out - last.handed_out,
+                now.handed_in - last.handed_in,
+                now.steered_out - last.steered_out,
+                now.steered_in - last.steered_in,
+                post.sent,
+                post.received,
+                post.bells,
+                post.wakes,
                 ring.buffers_free,
                 self.panics.get(),
             ),

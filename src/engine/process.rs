@@ -1,6 +1,7 @@
 //! The process: threads, listeners, signals, the end.
 
-use super::{Engine, Mail, Parts};
+use super::post::Post;
+use super::{Engine, Mail, Parcel, Parts};
 use crate::config::{self, Config, Listen};
 use crate::control::affinity::Housekeeping;
 use crate::control::crypto::Helpers;
@@ -10,6 +11,7 @@ use crate::control::resolve::Resolver;
 use crate::control::signals::{self, Signal};
 use crate::ids::ShardId;
 use crate::log_line::Line;
+use crate::mail::letters_max;
 use crate::ring::{self, Doorbell, Ring, RingSettings, Tasks};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
 use std::fmt;
@@ -47,6 +49,7 @@ struct Common {
     logger: Logger,
     resolver: Resolver,
     helpers: Helpers,
+    drained: Sender<()>,
     ended: Sender<Result<(), RunError>>,
 }
 
@@ -80,18 +83,20 @@ fn serve(
     check_descriptors(&config, logger);
     report_panics(logger.clone());
     let (ended, endings) = unbounded();
+    let (drained, drainings) = unbounded();
     let common = Common {
         resolver: Resolver::start(config.dns, housekeeping).map_err(failed)?,
         helpers: Helpers::start(config.cores.shards.len(), housekeeping).map_err(failed)?,
         config: Arc::new(config),
         clients: Arc::new(AtomicUsize::new(0)),
         logger: logger.clone(),
+        drained,
         ended,
     };
     let mut listeners = Listeners::open(&common.config)?;
     let shards = start_shards(&common, &mut listeners, &endings)?;
     announce(&common, &shards);
-    let outcome = watch(&common, &shards, signals, &endings);
+    let outcome = watch(&common, &shards, signals, &drainings, &endings);
     for shard in shards {
         // A shard that panicked has reported it already.
         let _ = shard.thread.join();
@@ -158,10 +163,13 @@ fn start_shards(
     endings: &Receiver<Result<(), RunError>>,
 ) -> Result<Vec<ShardThread>, RunError> {
     let count = common.config.cores.shards.len();
+    let permits = common.config.endpoints.iter().map(|endpoint| endpoint.max_connections).sum();
+    let posts = Post::connect(count, letters_max(permits, count))
+        .map_err(|error| RunError(format!("cannot make the shards' doorbells: {error}")))?;
     let mut shards = Vec::with_capacity(count);
-    for (index, settings) in common.config.cores.shards.iter().enumerate() {
+    for ((index, settings), post) in common.config.cores.shards.iter().enumerate().zip(posts) {
         let own = std::mem::take(&mut listeners.per_shard[index]);
-        match start_shard(common, own, index, settings) {
+        match start_shard(common, own, post, index, settings) {
             Ok(shard) => shards.push(shard),
             Err(error) => {
                 tell(&shards, Mail::Stop);
@@ -176,19 +184,23 @@ fn start_shards(
 fn start_shard(
     common: &Common,
     listeners: Vec<OwnedFd>,
+    post: Post<Parcel>,
     index: usize,
     settings: &config::Shard,
 ) -> Result<ShardThread, RunError> {
     let failed =
         |error: &dyn fmt::Display| RunError(format!("shard {index} on CPU {}: {error}", settings.cpu));
     let (mail, mailbox) = bounded(MAIL_MAX);
-    let (ready, doorbell) = bounded(1);
+    let (ready, started) = bounded(1);
+    let doorbell = post.doorbell();
     let parts = Parts {
         config: common.config.clone(),
         id: ShardId(index as u16),
         shards: common.config.cores.shards.len(),
         listeners,
         mail: mailbox,
+        drained: common.drained.clone(),
+        post,
         clients: common.clients.clone(),
         logger: common.logger.clone(),
         resolver: common.resolver.clone(),
@@ -213,20 +225,19 @@ fn start_shard(
                 ended.send(outcome.map_err(|error| RunError(format!("shard {index} on CPU {cpu}: {error}"))));
         })
         .map_err(|error| failed(&error))?;
-    match doorbell.recv() {
-        Ok(doorbell) => Ok(ShardThread { thread, mail, doorbell }),
+    match started.recv() {
+        Ok(()) => Ok(ShardThread { thread, mail, doorbell }),
         // It ended before it was ready; why is in its outcome.
         Err(_) => Err(RunError(format!("shard {index} on CPU {cpu} did not start"))),
     }
 }
 
-async fn shard_main(parts: Parts, settings: RingSettings, ready: Sender<Doorbell>) -> Result<(), String> {
-    let ring = Ring::new(&settings).map_err(|error| error.to_string())?;
-    let doorbell = ring.doorbell();
+async fn shard_main(parts: Parts, settings: RingSettings, ready: Sender<()>) -> Result<(), String> {
+    let ring = Ring::with_doorbell(&settings, parts.post.doorbell()).map_err(|error| error.to_string())?;
     // The panic hook has reported it.
     let tasks = Tasks::new(drop);
     let engine = Engine::new(parts, ring, tasks);
-    let _ = ready.send(doorbell);
+    let _ = ready.send(());
     engine.drive().await.map_err(|error| format!("the ring failed: {error}"))
 }
 
@@ -235,11 +246,13 @@ fn watch(
     common: &Common,
     shards: &[ShardThread],
     signals: &Receiver<Signal>,
+    drainings: &Receiver<()>,
     endings: &Receiver<Result<(), RunError>>,
 ) -> Result<(), RunError> {
     let reports = common.config.stats_period.map_or_else(never, tick);
     let mut shutdown_deadline = never();
     let mut draining = false;
+    let mut drained = 0;
     let mut running = shards.len();
     let mut outcome = Ok(());
     while running > 0 {
@@ -262,6 +275,13 @@ fn watch(
             recv(shutdown_deadline) -> _ => {
                 common.logger.line(Line::warn("shutdown_timeout: stopping at once"));
                 tell(shards, Mail::Stop);
+            },
+            recv(drainings) -> _ => {
+                drained += 1;
+                // Not before the last: until then one may write to another.
+                if drained == shards.len() {
+                    tell(shards, Mail::End);
+                }
             },
             recv(reports) -> _ => tell(shards, Mail::Report),
             recv(endings) -> ending => {
@@ -332,13 +352,13 @@ fn report_panics(logger: Logger) {
     }));
 }
 
-/// Rooms whose assertions guard what all connections share.
-const ACCOUNTS: [&str; 4] = ["src/ledger", "src/pool", "src/ring", "src/slab"];
+/// Files whose assertions guard what all connections share.
+const ACCOUNTS: [&str; 5] = ["src/engine/post", "src/ledger", "src/pool", "src/ring", "src/slab"];
 
 /// How long the last lines of the log may take to be written.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Mail for a shard that has not been read: a few reports at most, one word to drain, one to stop.
+/// Words for a shard that has not read them: a few reports at most, one word to drain, one to end, one to stop.
 const MAIL_MAX: usize = 16;
 const MAIL_PATIENCE: Duration = Duration::from_millis(100);
 

@@ -17,6 +17,13 @@ use std::time::Duration;
 impl Shard {
     /// Bytes of a server without a client: idle, being heard out, or being cleaned.
     pub(super) fn unlinked_received(&mut self, key: ServerKey, bytes: &[u8]) {
+        self.read_unlinked(key, bytes);
+        self.set_aside(key);
+        self.advance_cleaning(key);
+    }
+
+    /// Reads messages that no client hears.
+    pub(super) fn read_unlinked(&mut self, key: ServerKey, bytes: &[u8]) {
         let mut at = 0;
         loop {
             let Some(server) = self.servers.get_mut(key) else { return };
@@ -25,7 +32,7 @@ impl Shard {
             }
             let segment = match server.framer.next(bytes, &mut at, backend::longest) {
                 Ok(Some(segment)) => segment,
-                Ok(None) => break,
+                Ok(None) => return,
                 Err(error) => return self.close_broken(key, &error.to_string()),
             };
             if segment.begins
@@ -40,8 +47,6 @@ impl Shard {
                 self.idle_message(key, segment.tag, &body);
             }
         }
-        self.set_aside(key);
-        self.advance_cleaning(key);
     }
 
     /// An idle server that has begun to say something, or has not been told everything, is not given to anybody until
@@ -52,7 +57,7 @@ impl Shard {
             State::Idle if !server.is_at_rest() => {
                 server.state = State::Speaking;
                 if let Some(route) = self.routes.get_mut(server.route) {
-                    route.pool.remove_idle(key);
+                    let _ = route.pool.remove_idle(key);
                 }
             }
             State::Speaking => {}
@@ -223,7 +228,7 @@ impl Shard {
             State::Closing => return,
             State::Idle => {
                 if let Some(route) = self.routes.get_mut(route) {
-                    route.pool.remove_idle(key);
+                    let _ = route.pool.remove_idle(key);
                 }
             }
             _ => {}
@@ -241,8 +246,9 @@ impl Shard {
                 format!("the server connection failed: {}", std::io::Error::from_raw_os_error(errno))
             }
         };
-        match server.state {
+        match &mut server.state {
             State::Closing | State::Dialing => {}
+            State::Moving(departure) => departure.ended(error),
             State::Login(_) => {
                 let (endpoint, route) = (server.endpoint, server.route);
                 self.dial_failed(endpoint, route, format!("{what} during login"));
@@ -250,6 +256,7 @@ impl Shard {
                 self.end_server(key, None);
             }
             State::Linked(client) => {
+                let client = *client;
                 self.log_close(key, &what);
                 self.end_server(key, None);
                 self.lose_server(client, what);
@@ -304,7 +311,7 @@ impl Shard {
                 self.close_server(key, "it was busy for too long after its client had left")
             }
             State::Cleaning(_) => self.close_server(key, "cleaning it took too long"),
-            State::Dialing | State::Linked(_) | State::Closing => {}
+            State::Dialing | State::Linked(_) | State::Moving(_) | State::Closing => {}
         }
     }
 

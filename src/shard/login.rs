@@ -1,13 +1,13 @@
 //! From a dial to a server at rest, or to a reason why not.
 
 use super::server::{Server, State};
-use super::{Alarm, DialError, Effect, ServerKey, Shard};
+use super::{Alarm, DialError, Effect, RouteKey, ServerKey, Shard};
 use crate::config::LogLevel;
 use crate::ids::SocketId;
 use crate::server::{Login, LoginError, LoginStep, ScramResult};
 use crate::wire::error::Report;
 use crate::wire::{Refusal, SqlState, backend, startup};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 impl Shard {
@@ -95,18 +95,23 @@ impl Shard {
             self.log(LogLevel::Info, None, Some(id), || format!("during login: {notice}"));
         }
         self.log(LogLevel::Info, None, Some(id), || login_text(process, took));
-        let parameters = Rc::new(parameters);
-        let logins = self.routes.get_mut(route_key).map(|route| {
-            route.parameters = Some(parameters.clone());
-            std::mem::take(&mut route.logins)
-        });
+        if let Some(route) = self.routes.get_mut(route_key) {
+            route.parameters = Some(Arc::new(parameters));
+        }
         self.dial_succeeded(endpoint, route_key);
         if self.servers.get(key).is_some_and(Server::is_at_rest) {
             self.rest(key);
         } else {
             self.hear_out(key);
         }
-        for client in logins.unwrap_or_default() {
+        self.welcome_waiting(route_key);
+    }
+
+    /// Lets in who waited to learn what the route's servers report.
+    pub(super) fn welcome_waiting(&mut self, route: RouteKey) {
+        let Some(route) = self.routes.get_mut(route) else { return };
+        let Some(parameters) = route.parameters.clone() else { return };
+        for client in std::mem::take(&mut route.logins) {
             self.welcome(client, &parameters);
         }
     }

@@ -1,8 +1,8 @@
 //! The whole state of one core, and every decision it takes: clients, servers, pools, permits, deadlines.
 //!
 //! Pure: events in ([`Shard::accepted`], [`Shard::received`], [`Shard::sent`], [`Shard::ended`], [`Shard::closed`],
-//! [`Shard::dialed`], [`Shard::scram_done`], [`Shard::tick`], [`Shard::drain`]), effects out
-//! ([`Shard::take_effects`], to be applied after each event). The time comes in with [`Shard::set_time`].
+//! [`Shard::taken`], [`Shard::dialed`], [`Shard::scram_done`], [`Shard::mail`], [`Shard::tick`], [`Shard::drain`]),
+//! effects out ([`Shard::take_effects`], to be applied after each event). The time comes in with [`Shard::set_time`].
 //!
 //! ```text
 //!   client:  Startup -> AwaitParameters -> Idle <-> Waiting -> Linked -> Idle ... -> Leaving
@@ -16,18 +16,22 @@ mod client;
 mod deadlines;
 mod effect;
 mod farewell;
+mod hand_over;
 mod login;
 mod pools;
 mod server;
+mod steering;
 
+pub use crate::ids::Peer;
 pub use client::Client;
-pub use effect::{DialError, Effect, Party, Peer, Piece};
+pub use effect::{DialError, Effect, Party, Piece};
 pub use server::Server;
 
 use crate::config::{Config, LogLevel, PoolMode};
-use crate::ids::{ConnectionId, IdSource, Owner, SessionId, ShardId, SocketId};
+use crate::ids::{ConnectionId, IdSource, Owner, RouteName, SessionId, ShardId, SocketId};
 use crate::ledger::Ledger;
 use crate::log_line::Line;
+use crate::mail::Letter;
 use crate::pool::Pool;
 use crate::server::{Credentials, Parameters, ScramResult};
 use crate::slab::{Key, Slab};
@@ -37,7 +41,6 @@ use bytes::Bytes;
 use deadlines::{Deadline, Deadlines};
 use hashbrown::HashMap;
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::sync::Arc;
 
 type ClientKey = Key<Client>;
@@ -47,13 +50,14 @@ type RouteKey = Key<Route>;
 /// See the module.
 pub struct Shard {
     config: Arc<Config>,
+    id: ShardId,
+    shards: usize,
     ids: IdSource,
     now: Instant,
     clients: Slab<Client>,
     servers: Slab<Server>,
     routes: Slab<Route>,
-    /// By index of the database in the configuration, database name and user as the client gave them.
-    routes_by_name: HashMap<(usize, String, String), RouteKey>,
+    routes_by_name: HashMap<RouteName, RouteKey>,
     endpoints: Vec<EndpointState>,
     deadlines: Deadlines<Alarm>,
     effects: Vec<Effect>,
@@ -64,7 +68,7 @@ pub struct Shard {
 
 /// One (endpoint, database, user) on this shard: the clients that may share servers, and these.
 struct Route {
-    name: (usize, String, String),
+    name: RouteName,
     endpoint: usize,
     mode: PoolMode,
     dbname: String,
@@ -73,7 +77,7 @@ struct Route {
     /// Clients that log in and wait to learn what the server reports about itself.
     logins: VecDeque<ClientKey>,
     /// What the server that logged in last reported.
-    parameters: Option<Rc<Parameters>>,
+    parameters: Option<Arc<Parameters>>,
     /// The server refused this route's login; until then nobody asks again.
     refused: Option<(Instant, Bytes, Report)>,
     clients: usize,
@@ -114,6 +118,14 @@ pub struct Stats {
     pub logins: u64,
     /// Server connections opened.
     pub opened: u64,
+    /// Servers given to other shards.
+    pub handed_out: u64,
+    /// Servers got from other shards.
+    pub handed_in: u64,
+    /// Clients sent to other shards.
+    pub steered_out: u64,
+    /// Clients that other shards sent.
+    pub steered_in: u64,
     /// Time clients waited for a server.
     pub wait: std::time::Duration,
 }
@@ -141,6 +153,8 @@ impl Shard {
             config.endpoints.iter().map(|each| EndpointState::new(share(each.max_connections))).collect();
         Self {
             config,
+            id,
+            shards,
             ids: IdSource::new(id),
             now: Instant::default(),
             clients: Slab::default(),
@@ -202,6 +216,42 @@ impl Shard {
         match Party::from_owner(owner) {
             Party::Client(key) => drop(self.clients.remove(key)),
             Party::Server(key) => self.server_closed(key),
+        }
+    }
+
+    /// A connection was taken out of the ring. True if it leaves: the effects have the letter that its descriptor goes
+    /// with. Else it goes back into the ring, which [`Shard::stays`] tells. `has_room` says whether a shard can be sent
+    /// one more client.
+    #[must_use = "somebody has to keep the descriptor"]
+    pub fn taken(&mut self, owner: Owner, has_room: impl FnOnce(ShardId) -> bool) -> bool {
+        let party = Party::from_owner(owner);
+        // Who drains sees its own to their end.
+        let leaves = !self.draining
+            && match party {
+                Party::Client(key) => self.client_destination(key).is_some_and(has_room),
+                Party::Server(key) => self.server_destination(key).is_some(),
+            };
+        match party {
+            Party::Client(key) if leaves => self.client_leaves(key),
+            Party::Server(key) if leaves => self.server_leaves(key),
+            _ => {}
+        }
+        leaves
+    }
+
+    /// A connection that was taken out of the ring is in it again, as this socket.
+    pub fn stays(&mut self, owner: Owner, socket: SocketId) {
+        match Party::from_owner(owner) {
+            Party::Client(key) => self.client_stays(key, socket),
+            Party::Server(key) => self.server_stays(key, socket),
+        }
+    }
+
+    /// Another shard wrote. If a connection came along, its socket is that of the party returned.
+    pub fn mail(&mut self, from: ShardId, letter: Letter<SocketId>) -> Option<Owner> {
+        match letter {
+            Letter::Server(server, socket) => Some(self.server_arrives(from, *server, socket)),
+            Letter::Client(client, socket) => Some(self.client_arrives(*client, socket)),
         }
     }
 

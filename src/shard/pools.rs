@@ -4,6 +4,7 @@ use super::client::State as ClientState;
 use super::server::{Server, State as ServerState};
 use super::{Alarm, ClientKey, Effect, Route, RouteKey, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
+use crate::ids::RouteName;
 use crate::ledger::Permit;
 use crate::limits::{DIAL_BACKOFF_MAX, DIAL_BACKOFF_MIN, DIALS_PER_ENDPOINT_MAX};
 use crate::pool::Pool;
@@ -25,25 +26,30 @@ impl Route {
 impl Shard {
     // ---- routes ----
 
-    /// The route of a database and user as a client names them.
-    pub(super) fn route_for(&mut self, database: &str, user: &str) -> Result<RouteKey, Refusal> {
+    /// The name of the route of a database and user as a client names them.
+    pub(super) fn route_name(&self, database: &str, user: &str) -> Result<RouteName, Refusal> {
         let Some(settings) = self.config.database(database) else {
             let refusal =
                 Refusal::new(SqlState::INVALID_CATALOG_NAME, format!("no such database: {database}"));
             return Err(refusal.hint("Databases are listed in pgpinion.toml, sections [databases.NAME]."));
         };
-        let index =
+        let section =
             self.config.databases.iter().position(|each| std::ptr::eq(each, settings)).unwrap_or_default();
-        let name = (index, database.to_owned(), user.to_owned());
-        if let Some(&route) = self.routes_by_name.get(&name) {
-            return Ok(route);
+        Ok(RouteName { section, database: database.into(), user: user.into() })
+    }
+
+    /// The route of that name, which is made if there is none.
+    pub(super) fn route_named(&mut self, name: &RouteName) -> RouteKey {
+        if let Some(&route) = self.routes_by_name.get(name) {
+            return route;
         }
-        let role = settings.user.clone().unwrap_or_else(|| user.to_owned());
+        let settings = &self.config.databases[name.section];
+        let role = settings.user.clone().unwrap_or_else(|| name.user.to_string());
         let password = self.config.server_password(settings, &role).map(|secret| secret.reveal().to_owned());
         let route = Route {
             endpoint: settings.endpoint,
             mode: self.config.pool_mode_of(settings),
-            dbname: settings.name_on_server(database).to_owned(),
+            dbname: settings.name_on_server(&name.database).to_owned(),
             credentials: Credentials { user: role, password },
             name: name.clone(),
             pool: Pool::default(),
@@ -54,9 +60,9 @@ impl Shard {
         };
         let endpoint = route.endpoint;
         let key = self.routes.insert(route);
-        self.routes_by_name.insert(name, key);
+        self.routes_by_name.insert(name.clone(), key);
         self.endpoints[endpoint].routes.push(key);
-        Ok(key)
+        key
     }
 
     /// A client comes to a route: it is let in at once if the server's parameters are known.
@@ -86,7 +92,7 @@ impl Shard {
         self.forget_unused(key);
     }
 
-    fn forget_unused(&mut self, key: RouteKey) {
+    pub(super) fn forget_unused(&mut self, key: RouteKey) {
         let unused = self.routes.get(key).is_some_and(|route| route.clients == 0 && route.pool.is_unused());
         if !unused {
             return;

@@ -1,5 +1,6 @@
 //! The servers of a shard, and their answers. How they log in is in `login`, how they end in `farewell`.
 
+use super::hand_over::Departure;
 use super::{Alarm, ClientKey, Deadline, Effect, Piece, RouteKey, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
 use crate::ids::{ConnectionId, SessionId, SocketId};
@@ -56,6 +57,8 @@ pub(super) enum State {
     Draining(usize),
     /// It was told to roll back, or to forget the session.
     Cleaning(Cleaning),
+    /// Is being taken out of the ring, to go to another shard.
+    Moving(Box<Departure>),
     /// Its end is arranged; its permit comes back when PostgreSQL has closed it too.
     Closing,
 }
@@ -180,6 +183,7 @@ impl Shard {
                 self.unlinked_received(key, bytes);
             }
             State::Draining(_) => self.close_server(key, "too much was left unread by its client"),
+            State::Moving(departure) => departure.received(bytes),
             State::Dialing | State::Closing => {}
         }
     }

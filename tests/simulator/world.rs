@@ -569,6 +569,7 @@ impl World {
                 Effect::Dial { server, .. } => self.dials.push(server),
                 Effect::Cancel { .. } | Effect::Log(_) => {}
                 Effect::Compute { .. } => panic!("the model trusts everybody"),
+                Effect::Take { .. } | Effect::Mail { .. } => panic!("there is no other shard"),
             }
         }
     }
