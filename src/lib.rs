@@ -9,6 +9,7 @@
 //! ids time limits slab log_line words
 //! wire                          bytes <-> messages: framing, startup, errors
 //! config                        what the operator asked for, valid by construction
+//! cancel_key                    where a client that may be cancelled lives
 //! server session pool ledger    machines: what a server owes, what a client's bytes mean, who waits, permits
 //! shard                         the whole state of one core: events in, effects out
 //! -- from here on there is a kernel --
@@ -45,6 +46,7 @@
 //! of a client's session and of a server connection's life, in every line that concerns them.
 
 pub mod arguments;
+pub mod cancel_key;
 pub mod config;
 #[cfg(feature = "runtime")]
 pub mod control;

@@ -9,6 +9,7 @@
 
 use crate::ids::{ConnectionId, Peer, RouteName, SessionId};
 use crate::ledger::Permit;
+use crate::limits::CANCELS_ABROAD_MAX;
 use crate::server::Parameters;
 use crate::time::Instant;
 use bytes::Bytes;
@@ -21,6 +22,21 @@ pub enum Letter<C> {
     Server(Box<MovedServer>, C),
     /// A client that has not been answered: go on as if it had come to you.
     Client(Box<MovedClient>, C),
+    /// Somebody asks to cancel what a client of yours does.
+    Cancel(Box<CancelOrder>),
+    /// A cancel request of yours was dealt with: whoever [asked](CancelOrder::asker) need not wait any more.
+    Cancelled(u64),
+}
+
+/// A CancelRequest, as it came.
+#[derive(Debug)]
+pub struct CancelOrder {
+    /// Whose query is meant.
+    pub process: u32,
+    /// The secret that proves the right to ask.
+    pub secret: Vec<u8>,
+    /// Who asked, in the words of the shard that it lives on.
+    pub asker: u64,
 }
 
 /// A server connection on its way: it owes nothing, is in no transaction, and was between two messages when it was
@@ -71,6 +87,7 @@ impl<C> Letter<C> {
     pub fn connection(&self) -> Option<&C> {
         match self {
             Self::Server(_, connection) | Self::Client(_, connection) => Some(connection),
+            Self::Cancel(_) | Self::Cancelled(_) => None,
         }
     }
 
@@ -79,6 +96,8 @@ impl<C> Letter<C> {
         match self {
             Self::Server(server, connection) => Letter::Server(server, change(connection)),
             Self::Client(client, connection) => Letter::Client(client, change(connection)),
+            Self::Cancel(order) => Letter::Cancel(order),
+            Self::Cancelled(asker) => Letter::Cancelled(asker),
         }
     }
 }
@@ -87,10 +106,11 @@ impl<C> Letter<C> {
 /// endpoints.
 ///
 /// - Moved servers: each carries a permit.
+/// - Cancel requests: each shard has at most [`CANCELS_ABROAD_MAX`] that are not answered, and so many answers.
 /// - Moved clients: written only while fewer than [`STEERED_MAX`] letters lie there. All other shards may look at the
 ///   same moment, and then write one each.
 pub const fn letters_max(permits: usize, shards: usize) -> usize {
-    permits + STEERED_MAX + shards
+    permits + STEERED_MAX + shards + 2 * CANCELS_ABROAD_MAX * shards
 }
 
 /// Letters waiting for a shard from which on no clients are steered to it: they stay where they are. A shard empties its

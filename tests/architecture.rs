@@ -19,15 +19,27 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["log_line"]),
     ("server", &["wire", "limits"]),
     ("session", &["wire", "limits", "server"]),
+    ("cancel_key", &["ids"]),
     ("pool", &[]),
     ("ledger", &["ids"]),
-    ("mail", &["ids", "ledger", "server", "time"]),
+    ("mail", &["ids", "ledger", "limits", "server", "time"]),
     // One core, pure.
     (
         "shard",
         &[
-            "config", "ids", "ledger", "limits", "log_line", "mail", "pool", "server", "session", "slab",
-            "time", "wire",
+            "cancel_key",
+            "config",
+            "ids",
+            "ledger",
+            "limits",
+            "log_line",
+            "mail",
+            "pool",
+            "server",
+            "session",
+            "slab",
+            "time",
+            "wire",
         ],
     ),
     // The kernel.
@@ -37,7 +49,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // Where all meets.
     (
         "engine",
-        &["config", "control", "ids", "log_line", "mail", "ring", "shard", "slab", "server", "wire", "time"],
+        &[
+            "config", "control", "ids", "limits", "log_line", "mail", "ring", "shard", "slab", "server",
+            "wire", "time",
+        ],
     ),
     ("arguments", &["config"]),
     ("fuzzing", &["server", "session", "wire"]),
@@ -46,8 +61,20 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// Rooms that build and pass their tests without glommio, io_uring and libc.
 const PURE: &[&str] = &[
-    "ids", "time", "limits", "log_line", "slab", "wire", "config", "server", "session", "pool", "ledger",
-    "mail", "shard",
+    "ids",
+    "time",
+    "limits",
+    "log_line",
+    "slab",
+    "wire",
+    "config",
+    "server",
+    "session",
+    "pool",
+    "ledger",
+    "cancel_key",
+    "mail",
+    "shard",
 ];
 
 fn source() -> PathBuf {

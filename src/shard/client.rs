@@ -39,6 +39,8 @@ pub(super) enum State {
     Startup { asked_tls: bool, asked_gss: bool },
     /// Is being taken out of the ring, to go to another shard; whether it ended since, and how.
     Moving { to: ShardId, ended: Option<Option<i32>> },
+    /// Is a cancel request that is being dealt with.
+    Cancelling,
     /// Is let in as soon as a server has said what it reports.
     AwaitParameters,
     /// Between transactions.
@@ -115,7 +117,7 @@ impl Shard {
         match client.state {
             State::Linked(server) => self.pass_received(key, server, bytes),
             State::Idle if client.pending.is_empty() => self.open_received(key, bytes),
-            State::Leaving => {}
+            State::Cancelling | State::Leaving => {}
             state => {
                 client.pending.extend_from_slice(bytes);
                 match state {
@@ -164,7 +166,8 @@ impl Shard {
                 Packet::Ssl | Packet::Gss => {
                     return self.refuse(key, protocol_violation("encryption was already denied"));
                 }
-                Packet::Cancel { .. } | Packet::Startup(_) => return self.leave(key, None, "cancel request"),
+                Packet::Cancel { process, key: secret } => return self.cancel_asked(key, process, secret),
+                Packet::Startup(_) => unreachable!("a startup packet was read above"),
             }
         }
     }
@@ -246,6 +249,7 @@ impl Shard {
 
     /// The server's parameters are known: the client is in.
     pub(super) fn welcome(&mut self, key: ClientKey, parameters: &crate::server::Parameters) {
+        let process = self.process_of(key);
         let Some(client) = self.clients.get_mut(key) else { return };
         debug_assert!(matches!(client.state, State::AwaitParameters));
         let mut greeting = BytesMut::with_capacity(512);
@@ -253,14 +257,12 @@ impl Shard {
         for (name, value) in parameters.iter() {
             backend::put_parameter_status(&mut greeting, name, value);
         }
-        backend::put_backend_key_data(&mut greeting, client.socket.slot, client.secret);
+        backend::put_backend_key_data(&mut greeting, process, client.secret);
         backend::put_ready_for_query(&mut greeting);
         client.state = State::Idle;
         self.stats.logins += 1;
         self.send_to_client(key, greeting.freeze());
-        self.set_client_deadline(key, self.now.deadline(self.config.timeouts.client_idle));
-        self.resume_receiving(key);
-        self.open_pending(key);
+        self.became_idle(key);
     }
 
     // ---- talking ----
@@ -309,9 +311,23 @@ impl Shard {
                     self.open_pending(key);
                 }
             }
+            Opening::Synced(at) => {
+                if let Some(client) = self.clients.get_mut(key) {
+                    client.pending.extend_from_slice(&bytes[at..]);
+                    self.answer_sync(key);
+                }
+            }
             Opening::Terminate => self.leave(key, None, "client close request"),
             Opening::Broken(refusal) => self.refuse(key, refusal),
         }
+    }
+
+    /// Ends the answer to a batch that was cancelled before it got a server.
+    fn answer_sync(&mut self, key: ClientKey) {
+        let mut answer = BytesMut::with_capacity(6);
+        backend::put_ready_for_query(&mut answer);
+        self.send_to_client(key, answer.freeze());
+        self.open_pending(key);
     }
 
     /// Looks at what an idle client has kept.
@@ -335,9 +351,20 @@ impl Shard {
                     self.wait_for_server(key);
                 }
             }
+            Opening::Synced(at) => {
+                client.pending.drain(..at);
+                self.answer_sync(key);
+            }
             Opening::Terminate => self.leave(key, None, "client close request"),
             Opening::Broken(refusal) => self.refuse(key, refusal),
         }
+    }
+
+    /// A client that was about to talk has nothing to wait for any more.
+    pub(super) fn became_idle(&mut self, key: ClientKey) {
+        self.set_client_deadline(key, self.now.deadline(self.config.timeouts.client_idle));
+        self.resume_receiving(key);
+        self.open_pending(key);
     }
 
     fn wait_for_server(&mut self, key: ClientKey) {
@@ -518,7 +545,11 @@ impl Shard {
         match state {
             State::Linked(server) => can_speak = self.abandon(server, within_body),
             State::Waiting | State::AwaitParameters => self.forget_waiting(route, key),
-            State::Startup { .. } | State::Moving { .. } | State::Idle | State::Leaving => {}
+            State::Startup { .. }
+            | State::Moving { .. }
+            | State::Cancelling
+            | State::Idle
+            | State::Leaving => {}
         }
         if let Some(goodbye) = goodbye.filter(|_| can_speak) {
             let message = goodbye.into_message(session_id);
@@ -583,6 +614,7 @@ impl Shard {
             return;
         }
         match client.state {
+            State::Cancelling => self.leave(key, None, "cancel request, client_login_timeout"),
             State::Startup { .. } => {
                 let refusal = Refusal::new(SqlState::PROTOCOL_VIOLATION, "client_login_timeout");
                 self.refuse(key, refusal.hint("The startup packet did not come in time."));
@@ -622,7 +654,7 @@ impl Shard {
         let Some(client) = self.clients.get(key) else { return };
         let at_boundary = match client.state {
             State::Linked(server) => self.servers.get(server).is_some_and(|server| server.is_at_rest()),
-            State::Moving { .. } | State::Leaving => false,
+            State::Moving { .. } | State::Cancelling | State::Leaving => false,
             _ => true,
         };
         if at_boundary {

@@ -100,7 +100,8 @@ impl Shard {
     /// The next step for a server whose client left, if the last one is done.
     pub(super) fn advance_cleaning(&mut self, key: ServerKey) {
         let Some(server) = self.servers.get_mut(key) else { return };
-        if !server.owed.is_settled() || server.unsent > 0 || !server.framer.at_boundary() {
+        let halfway = !server.owed.is_settled() || server.unsent > 0 || !server.framer.at_boundary();
+        if halfway || server.cancelling.is_some() {
             return;
         }
         match server.state {
@@ -196,8 +197,9 @@ impl Shard {
     /// Closes a server without a word, which it would take for the rest of a message or not hear before it is done.
     fn cut_off(&mut self, key: ServerKey, reason: &str) {
         let Some(server) = self.servers.get(key) else { return };
-        if let (false, Some(key)) = (server.owed.is_settled(), server.key.clone()) {
-            self.effects.push(Effect::Cancel { socket: server.socket(), key });
+        let asked = server.cancelling.is_some();
+        if let (false, false, Some(cancel_key)) = (asked, server.owed.is_settled(), server.key.clone()) {
+            self.effects.push(Effect::Cancel { server: key, socket: server.socket(), key: cancel_key });
         }
         self.log_close(key, reason);
         let linger = self.config.timeouts.server_close;
@@ -235,6 +237,7 @@ impl Shard {
         }
         self.endpoints[endpoint].closing += 1;
         self.effects.push(Effect::Close { socket, linger });
+        self.forget_cancelling(key);
     }
 
     pub(super) fn server_ended(&mut self, key: ServerKey, error: Option<i32>) {

@@ -1,7 +1,7 @@
 //! The whole state of one core, and every decision it takes: clients, servers, pools, permits, deadlines.
 //!
 //! Pure: events in ([`Shard::accepted`], [`Shard::received`], [`Shard::sent`], [`Shard::ended`], [`Shard::closed`],
-//! [`Shard::taken`], [`Shard::dialed`], [`Shard::scram_done`], [`Shard::mail`], [`Shard::tick`], [`Shard::drain`]),
+//! [`Shard::taken`], [`Shard::dialed`], [`Shard::cancelled`], [`Shard::scram_done`], [`Shard::mail`], [`Shard::tick`], [`Shard::drain`]),
 //! effects out ([`Shard::take_effects`], to be applied after each event). The time comes in with [`Shard::set_time`].
 //!
 //! ```text
@@ -12,6 +12,7 @@
 //! A server is released (Linked -> Idle, or straight to the client that waits longest) in the same step in which the
 //! last byte of its last answer is handed to the ring: before its client can read it.
 
+mod cancel;
 mod client;
 mod deadlines;
 mod effect;
@@ -62,6 +63,8 @@ pub struct Shard {
     deadlines: Deadlines<Alarm>,
     effects: Vec<Effect>,
     draining: bool,
+    /// Cancel requests sent to other shards that are not answered yet.
+    cancels_abroad: usize,
     random: Random,
     stats: Stats,
 }
@@ -165,6 +168,7 @@ impl Shard {
             deadlines: Deadlines::default(),
             effects: Vec::new(),
             draining: false,
+            cancels_abroad: 0,
             random: Random(seed),
             stats: Stats::default(),
         }
@@ -252,6 +256,14 @@ impl Shard {
         match letter {
             Letter::Server(server, socket) => Some(self.server_arrives(from, *server, socket)),
             Letter::Client(client, socket) => Some(self.client_arrives(*client, socket)),
+            Letter::Cancel(order) => {
+                self.cancel_ordered(from, &order);
+                None
+            }
+            Letter::Cancelled(asker) => {
+                self.cancel_answered(asker);
+                None
+            }
         }
     }
 

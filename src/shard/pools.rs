@@ -174,9 +174,12 @@ impl Shard {
         assert!(server.is_at_rest(), "a server that rests owes nothing");
         server.state = ServerState::Idle;
         let route_key = server.route;
-        let expired = server.expires <= self.now;
+        let (expired, doomed) = (server.expires <= self.now, server.doomed);
         if self.draining {
             return self.close_server(key, "shutting down");
+        }
+        if let Some(reason) = doomed {
+            return self.close_server(key, reason);
         }
         if expired {
             return self.close_server(key, "server_lifetime");

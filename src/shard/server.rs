@@ -1,5 +1,6 @@
 //! The servers of a shard, and their answers. How they log in is in `login`, how they end in `farewell`.
 
+use super::cancel::Cancelling;
 use super::hand_over::Departure;
 use super::{Alarm, ClientKey, Deadline, Effect, Piece, RouteKey, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
@@ -40,6 +41,10 @@ pub struct Server {
     pub(super) deadline: Deadline,
     pub(super) last_session: Option<SessionId>,
     pub(super) key: Option<(u32, Bytes)>,
+    /// A cancel request is under way to it: nobody else may have it until that is over.
+    pub(super) cancelling: Option<Box<Cancelling>>,
+    /// Why it is closed as soon as it rests.
+    pub(super) doomed: Option<&'static str>,
 }
 
 pub(super) enum State {
@@ -97,6 +102,8 @@ impl Server {
             deadline: Deadline::default(),
             last_session: None,
             key: None,
+            cancelling: None,
+            doomed: None,
         }
     }
 
@@ -116,7 +123,7 @@ impl Server {
         self.unsent
     }
 
-    /// Nothing is owed, unread or unsent, and no transaction is open.
+    /// Nothing is owed, unread or unsent, no transaction is open, and no cancel request is under way.
     #[inline]
     pub(super) fn is_at_rest(&self) -> bool {
         self.status == Status::Idle
@@ -124,6 +131,7 @@ impl Server {
             && !self.owed.in_doubt()
             && self.unsent == 0
             && self.framer.at_boundary()
+            && self.cancelling.is_none()
     }
 
     #[inline]
@@ -258,6 +266,13 @@ impl Shard {
             }
         } else if server.owed.is_settled() && server.unsent == 0 {
             self.settled(key, client);
+        }
+    }
+
+    /// Something that held a linked server is over, and was no message of its.
+    pub(super) fn ready_again(&mut self, key: ServerKey, client: ClientKey) {
+        if self.servers.get(key).is_some_and(|server| server.owed.is_settled() && server.unsent == 0) {
+            self.ready(key, client);
         }
     }
 

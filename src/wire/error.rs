@@ -25,6 +25,8 @@ impl SqlState {
     pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");
     /// 53300: a limit on connections.
     pub const TOO_MANY_CONNECTIONS: Self = Self(*b"53300");
+    /// 57014: somebody asked to cancel this.
+    pub const QUERY_CANCELED: Self = Self(*b"57014");
     /// 57P01: the administrator ends this connection.
     pub const ADMIN_SHUTDOWN: Self = Self(*b"57P01");
     /// 57P03: the server is starting up, or shutting down.
@@ -57,7 +59,8 @@ impl fmt::Debug for SqlState {
     }
 }
 
-/// Why we refuse a client or end its session, in words it may read. Always FATAL: our refusals end the session.
+/// Why we refuse a client or end its session, in words it may read. FATAL, unless it is [said](Refusal::to_error) of one
+/// statement only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The SQLSTATE.
@@ -88,16 +91,25 @@ impl Refusal {
         self
     }
 
-    /// As an ErrorResponse. `context` (the ids of session and connection) goes into its `W` field.
+    /// As the ErrorResponse that ends the session. `context` (the ids of session and connection) goes into its `W` field.
     pub fn to_message(&self, context: &str) -> Bytes {
+        self.write("FATAL", context)
+    }
+
+    /// As an ErrorResponse after which the session goes on.
+    pub fn to_error(&self, context: &str) -> Bytes {
+        self.write("ERROR", context)
+    }
+
+    fn write(&self, severity: &str, context: &str) -> Bytes {
         let mut body = BytesMut::with_capacity(128);
         let mut field = |kind: u8, text: &[u8]| {
             body.put_u8(kind);
             body.extend(text.iter().filter(|&&byte| byte != 0));
             body.put_u8(0);
         };
-        field(b'S', b"FATAL");
-        field(b'V', b"FATAL");
+        field(b'S', severity.as_bytes());
+        field(b'V', severity.as_bytes());
         field(b'C', self.code.as_bytes());
         field(b'M', self.message.as_bytes());
         if let Some(detail) = &self.detail {
@@ -181,6 +193,8 @@ mod tests {
         let report = Report::read(&message[5..]);
         assert_eq!(report.to_string(), "FATAL 53300: noroom");
         assert!(report.is_fatal());
+        let error = Refusal::new(SqlState::QUERY_CANCELED, "stop").to_error("");
+        assert!(!Report::read(&error[5..]).is_fatal());
     }
 
     #[test]

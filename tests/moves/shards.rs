@@ -19,6 +19,8 @@ pub struct Side {
     next_slot: u32,
     pub dials: Vec<Key<Server>>,
     pub letters: Vec<(ShardId, Letter<()>)>,
+    /// Servers that cancel requests were sent to.
+    pub cancels: Vec<Key<Server>>,
     /// Lines of the log with the connection or session they concern.
     pub log: Vec<String>,
 }
@@ -76,8 +78,8 @@ impl Shards {
         let side = |index| {
             let mut shard = Shard::new(config.clone(), ShardId(index as u16), count, 1);
             shard.set_time(now);
-            let (sockets, dials, letters, log) = Default::default();
-            Side { shard, sockets, next_slot: 10 * (index as u32 + 1), dials, letters, log }
+            let (sockets, dials, letters, cancels, log) = Default::default();
+            Side { shard, sockets, next_slot: 10 * (index as u32 + 1), dials, letters, cancels, log }
         };
         Self { sides: (0..count).map(side).collect(), now }
     }
@@ -214,9 +216,11 @@ impl Side {
     }
 
     pub fn read(&mut self, from: ShardId, letter: Letter<()>) {
-        let socket = self.open();
-        let owner = self.shard.mail(from, letter.map(|()| socket)).unwrap();
-        self.own(socket, owner);
+        let socket = letter.connection().map(|()| self.open());
+        let owner = self.shard.mail(from, letter.map(|()| socket.unwrap()));
+        if let Some(socket) = socket {
+            self.own(socket, owner.unwrap());
+        }
         self.apply(&[]);
     }
 
@@ -276,7 +280,8 @@ impl Side {
                 let id = id.or(line.fields.session.map(|id| id.to_string())).unwrap_or_default();
                 self.log.push(format!("{id} {}", line.message));
             }
-            Effect::Cancel { .. } | Effect::Compute { .. } => panic!("nothing of that in these tests"),
+            Effect::Cancel { server, .. } => self.cancels.push(server),
+            Effect::Compute { .. } => panic!("nothing of that in these tests"),
         }
     }
 }

@@ -1,7 +1,10 @@
 //! Clients steered at login.
 
 use crate::shards::{Shards, answer, config, query, startup};
+use pgpinion::cancel_key::process_of;
 use pgpinion::config::Config;
+use pgpinion::ids::ShardId;
+use pgpinion::shard::Party;
 
 /// One permit: a route lives on one shard.
 fn scarce() -> Config {
@@ -50,7 +53,11 @@ fn a_client_goes_to_the_home_of_its_route_and_is_served_there() {
     assert_eq!(there.shard.stats().steered_in, 2);
     assert!(!there.sockets.values().any(|socket| socket.taking), "it moves once");
     // Whatever share of the one permit this shard has does not matter here: a server comes from the other side.
-    let slot = there.sockets.last_key_value().unwrap().0.to_be_bytes();
+    let Party::Client(key) = Party::from_owner(there.sockets.last_key_value().unwrap().1.owner.unwrap())
+    else {
+        panic!("a client came")
+    };
+    let place = process_of(ShardId(home as u16), key.slot(), 4).to_be_bytes();
     let donor = (0..4).find(|&index| !shards.sides[index].dials.is_empty());
     if let Some(donor) = donor {
         shards.sides[donor].dial();
@@ -61,7 +68,7 @@ fn a_client_goes_to_the_home_of_its_route_and_is_served_there() {
         }
         let there = &mut shards.sides[home];
         let greeted = there.sockets.values().any(|socket| {
-            let key = [b"K\0\0\0\x0c".as_slice(), &slot].concat();
+            let key = [b"K\0\0\0\x0c".as_slice(), &place].concat();
             socket.sent.windows(key.len()).any(|bytes| bytes == key)
         });
         assert!(greeted, "its cancel key names its place on the shard it stays on");

@@ -15,6 +15,7 @@ mod random;
 mod wire;
 
 mod asynchronous;
+mod cancel;
 mod copy;
 mod faults;
 mod hostile;
