@@ -9,6 +9,7 @@
 //! ids time limits slab log_line words
 //! wire                          bytes <-> messages: framing, startup, errors
 //! config                        what the operator asked for, valid by construction
+//! parameters                    values of sessions, and how a server gets its client's
 //! cancel_key                    where a client that may be cancelled lives
 //! server session pool ledger    machines: what a server owes, what a client's bytes mean, who waits, permits
 //! shard                         the whole state of one core: events in, effects out
@@ -58,6 +59,7 @@ pub mod ledger;
 pub mod limits;
 pub mod log_line;
 pub mod mail;
+pub mod parameters;
 pub mod pool;
 #[cfg(feature = "runtime")]
 pub mod ring;

@@ -20,9 +20,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("server", &["wire", "limits"]),
     ("session", &["wire", "limits", "server"]),
     ("cancel_key", &["ids"]),
+    ("parameters", &["wire"]),
     ("pool", &[]),
     ("ledger", &["ids"]),
-    ("mail", &["ids", "ledger", "limits", "server", "time"]),
+    ("mail", &["ids", "ledger", "limits", "parameters", "server", "time"]),
     // One core, pure.
     (
         "shard",
@@ -72,7 +73,7 @@ const PURE: &[&str] = &[
     "session",
     "pool",
     "ledger",
-    "cancel_key",
+    "cancel_key", "parameters",
     "mail",
     "shard",
 ];

@@ -21,6 +21,8 @@ impl SqlState {
     pub const INVALID_AUTHORIZATION: Self = Self(*b"28000");
     /// 3D000: no such database.
     pub const INVALID_CATALOG_NAME: Self = Self(*b"3D000");
+    /// 42601: what was said cannot be read.
+    pub const SYNTAX_ERROR: Self = Self(*b"42601");
     /// 42501: an operation that this route refuses.
     pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");
     /// 53300: a limit on connections.
@@ -136,6 +138,20 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// A server's error as the last thing a session hears: the body of its ErrorResponse, made FATAL.
+pub fn as_fatal(body: &[u8]) -> Bytes {
+    let mut fatal = BytesMut::with_capacity(body.len() + 8);
+    for field in body.split(|&byte| byte == 0).take_while(|field| !field.is_empty()) {
+        match field[0] {
+            kind @ (b'S' | b'V') => fatal.extend_from_slice(&[&[kind], &b"FATAL"[..]].concat()),
+            _ => fatal.extend_from_slice(field),
+        }
+        fatal.put_u8(0);
+    }
+    fatal.put_u8(0);
+    super::backend::message(super::backend::tag::ERROR_RESPONSE, &fatal)
+}
+
 /// The fields of an ErrorResponse or NoticeResponse that a log line or a decision needs. Missing ones are empty:
 /// a server may leave out any of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -195,6 +211,13 @@ mod tests {
         assert!(report.is_fatal());
         let error = Refusal::new(SqlState::QUERY_CANCELED, "stop").to_error("");
         assert!(!Report::read(&error[5..]).is_fatal());
+    }
+
+    #[test]
+    fn an_error_becomes_fatal() {
+        let message = as_fatal(b"SFEHLER\0VERROR\0C22023\0Mno\0\0");
+        assert_eq!(&message[5..], b"SFATAL\0VFATAL\0C22023\0Mno\0\0");
+        assert_eq!(&as_fatal(b"")[..], b"E\0\0\0\x05\0");
     }
 
     #[test]
