@@ -99,6 +99,13 @@ impl fmt::Display for Peer {
     }
 }
 
+impl SessionId {
+    /// The shard that accepted the client. It may have moved since.
+    pub fn origin(self) -> ShardId {
+        ShardId((self.0 >> COUNTER_BITS) as u16)
+    }
+}
+
 impl fmt::Display for ShardId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
@@ -131,7 +138,8 @@ mod tests {
     #[test]
     fn ids_name_their_shard() {
         let mut ids = IdSource::new(ShardId(3));
-        assert_eq!(ids.session().to_string(), "3.1");
+        let session = ids.session();
+        assert_eq!((session.to_string().as_str(), session.origin()), ("3.1", ShardId(3)));
         assert_eq!(ids.connection().to_string(), "3.2");
     }
 }

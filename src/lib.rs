@@ -7,11 +7,14 @@
 //! ```text
 //! arguments                     the command line, as values
 //! ids time limits slab log_line words
+//! metrics                       numbers to be looked at: waits, routes, shards
 //! wire                          bytes <-> messages: framing, startup, errors
 //! config                        what the operator asked for, valid by construction
 //! parameters                    values of sessions, and how a server gets its client's
 //! cancel_key                    where a client that may be cancelled lives
+//! admin                         the console: commands and their answers
 //! server session pool ledger    machines: what a server owes, what a client's bytes mean, who waits, permits
+//! mail                          what one shard writes to another: moving connections, inquiries
 //! shard                         the whole state of one core: events in, effects out
 //! -- from here on there is a kernel --
 //! ring                          io_uring: sockets, buffers, deadlines, doorbell, tasks. Knows no message
@@ -43,9 +46,12 @@
 //!
 //! client, server: the two kinds of connection we hold. shard: a pinned core and all it owns. endpoint: one
 //! PostgreSQL server. route: (endpoint, database, user), what a pool is keyed by. permit: the right to hold
-//! one server connection. link, release: give a server to a client, take it back. session id, connection id:
-//! of a client's session and of a server connection's life, in every line that concerns them.
+//! one server connection. link, release: give a server to a client, take it back. letter, inbox: what crosses
+//! cores, and where it lies. hand-over: a live server connection goes to another shard. steering: a client
+//! does, at login. session id, connection id: of a client's session and of a server connection's life, in every
+//! line that concerns them.
 
+pub mod admin;
 pub mod arguments;
 pub mod cancel_key;
 pub mod config;
@@ -59,6 +65,7 @@ pub mod ledger;
 pub mod limits;
 pub mod log_line;
 pub mod mail;
+pub mod metrics;
 pub mod parameters;
 pub mod pool;
 #[cfg(feature = "runtime")]

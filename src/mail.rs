@@ -10,6 +10,7 @@
 use crate::ids::{ConnectionId, Peer, RouteName, SessionId};
 use crate::ledger::Permit;
 use crate::limits::CANCELS_ABROAD_MAX;
+use crate::metrics::ShardReport;
 use crate::server::Parameters;
 use crate::time::Instant;
 use bytes::Bytes;
@@ -26,6 +27,10 @@ pub enum Letter<C> {
     Cancel(Box<CancelOrder>),
     /// A cancel request of yours was dealt with: whoever [asked](CancelOrder::asker) need not wait any more.
     Cancelled(u64),
+    /// Tell all about yourself. An inquiry is answered before the next one is written.
+    Inquire,
+    /// The answer to it.
+    Report(Box<ShardReport>),
 }
 
 /// A CancelRequest, as it came.
@@ -88,6 +93,7 @@ impl<C> Letter<C> {
         match self {
             Self::Server(_, connection) | Self::Client(_, connection) => Some(connection),
             Self::Cancel(_) | Self::Cancelled(_) => None,
+            Self::Inquire | Self::Report(_) => None,
         }
     }
 
@@ -98,6 +104,8 @@ impl<C> Letter<C> {
             Self::Client(client, connection) => Letter::Client(client, change(connection)),
             Self::Cancel(order) => Letter::Cancel(order),
             Self::Cancelled(asker) => Letter::Cancelled(asker),
+            Self::Inquire => Letter::Inquire,
+            Self::Report(report) => Letter::Report(report),
         }
     }
 }
@@ -109,8 +117,9 @@ impl<C> Letter<C> {
 /// - Cancel requests: each shard has at most [`CANCELS_ABROAD_MAX`] that are not answered, and so many answers.
 /// - Moved clients: written only while fewer than [`STEERED_MAX`] letters lie there. All other shards may look at the
 ///   same moment, and then write one each.
+/// - Inquiries and reports: one of each from every other shard.
 pub const fn letters_max(permits: usize, shards: usize) -> usize {
-    permits + STEERED_MAX + shards + 2 * CANCELS_ABROAD_MAX * shards
+    permits + STEERED_MAX + shards + 2 * CANCELS_ABROAD_MAX * shards + 2 * shards
 }
 
 /// Letters waiting for a shard from which on no clients are steered to it: they stay where they are. A shard empties its

@@ -62,6 +62,11 @@ impl<S: Copy + PartialEq, C: Copy + PartialEq> Pool<S, C> {
         self.waiting.front().copied()
     }
 
+    /// Everybody who waits, longest first.
+    pub fn waiting_clients(&self) -> impl Iterator<Item = C> {
+        self.waiting.iter().copied()
+    }
+
     /// A client waits no longer: it left, or waited too long.
     pub fn forget_waiting(&mut self, client: C) {
         if let Some(at) = self.waiting.iter().position(|&each| each == client) {

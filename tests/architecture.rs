@@ -13,6 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("log_line", &["ids"]),
     ("slab", &[]),
+    ("metrics", &["ids"]),
     // Bytes to messages.
     ("wire", &["limits"]),
     // Machines.
@@ -22,12 +23,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("cancel_key", &["ids"]),
     ("parameters", &["wire"]),
     ("pool", &[]),
+    ("admin", &["config", "ids", "metrics", "wire"]),
     ("ledger", &["ids"]),
-    ("mail", &["ids", "ledger", "limits", "parameters", "server", "time"]),
+    ("mail", &["ids", "ledger", "limits", "metrics", "parameters", "server", "time"]),
     // One core, pure.
     (
         "shard",
         &[
+            "admin",
             "cancel_key",
             "config",
             "ids",
@@ -35,6 +38,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "limits",
             "log_line",
             "mail",
+            "metrics",
+            "parameters",
             "pool",
             "server",
             "session",
@@ -51,8 +56,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "engine",
         &[
-            "config", "control", "ids", "limits", "log_line", "mail", "ring", "shard", "slab", "server",
-            "wire", "time",
+            "config", "control", "ids", "limits", "log_line", "mail", "metrics", "ring", "shard", "slab",
+            "server", "wire", "time",
         ],
     ),
     ("arguments", &["config"]),
@@ -67,13 +72,16 @@ const PURE: &[&str] = &[
     "limits",
     "log_line",
     "slab",
+    "metrics",
+    "admin",
     "wire",
     "config",
     "server",
     "session",
+    "cancel_key",
+    "parameters",
     "pool",
     "ledger",
-    "cancel_key", "parameters",
     "mail",
     "shard",
 ];

@@ -6,10 +6,15 @@
 //! server, cancelling a query, waiting for a computation.
 
 mod dial;
+pub mod panics;
 mod post;
 mod process;
+mod reload;
+#[cfg(test)]
+mod tests;
 
 pub use process::{RunError, run};
+pub use reload::Source;
 
 use crate::config::{Config, LogLevel};
 use crate::control::crypto::Helpers;
@@ -17,11 +22,12 @@ use crate::control::log::Logger;
 use crate::control::resolve::Resolver;
 use crate::ids::{Owner, ShardId, SocketId};
 use crate::mail::{Letter, STEERED_MAX};
+use crate::metrics::{CoreReport, Stats};
 use crate::ring::{
     self, CloseMode, Event, Keepalive, Outgoing, Received, Ring, SocketAddress, Tasks, TcpOptions, clock,
     random_bytes,
 };
-use crate::shard::{Effect, Party, Peer, Piece, Server, Shard, Stats};
+use crate::shard::{Effect, Party, Peer, Piece, Server, Shard};
 use crate::slab::Key;
 use crate::time::Instant;
 use crossbeam_channel::{Receiver, Sender};
@@ -30,13 +36,12 @@ use post::Post;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What reaches a shard from other threads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Mail {
     /// Finish transactions, and send everybody away.
     Drain,
@@ -46,6 +51,31 @@ pub enum Mail {
     Stop,
     /// Write the counts of the last period to the log.
     Report,
+    /// Go on with this configuration, and say so.
+    Configure {
+        /// The same for all shards.
+        config: Arc<Config>,
+        /// Which of the published ones it is.
+        generation: u64,
+    },
+    /// The reload that a client of the console asked for came to its end.
+    Reloaded {
+        /// Its key, as a number.
+        client: u64,
+        /// It is applied on all shards.
+        good: bool,
+    },
+}
+
+/// What a shard tells the main thread.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// It goes on with the configuration of this generation.
+    Configured(u64),
+    /// It was drained. Told once.
+    Drained,
+    /// A client of its console wants a reload.
+    Reload { from: ShardId, client: u64 },
 }
 
 /// A letter on its way.
@@ -62,8 +92,7 @@ pub(crate) struct Parts {
     pub listeners: Vec<OwnedFd>,
     /// Words of the main thread.
     pub mail: Receiver<Mail>,
-    /// Told, once, that the shard was drained.
-    pub drained: Sender<()>,
+    pub news: Sender<News>,
     /// Letters of the other shards.
     pub post: Post<Parcel>,
     /// Clients of the whole process: counted at accept and close only.
@@ -76,19 +105,20 @@ pub(crate) struct Parts {
 
 /// One shard at work.
 pub(crate) struct Engine {
-    config: Arc<Config>,
+    config: RefCell<Arc<Config>>,
     id: ShardId,
     ring: Ring,
     tasks: Tasks,
     shard: RefCell<Shard>,
     effects: RefCell<Vec<Effect>>,
     mail: Receiver<Mail>,
-    drained: Cell<Option<Sender<()>>>,
+    news: Sender<News>,
+    told_drained: Cell<bool>,
     post: Post<Parcel>,
     /// Of the connection that was just taken out of the ring.
     descriptor: Cell<Option<OwnedFd>>,
     clients: Arc<AtomicUsize>,
-    logger: Logger,
+    logger: RefCell<Logger>,
     resolver: Resolver,
     helpers: Helpers,
     listeners: RefCell<Vec<crate::ring::ListenerId>>,
@@ -98,25 +128,30 @@ pub(crate) struct Engine {
     may_end: Cell<bool>,
     reported: Cell<Stats>,
     panics: Cell<u64>,
+    /// The CPU it is pinned to.
+    cpu: usize,
+    doorbells: Cell<u64>,
 }
 
 impl Engine {
     pub(crate) fn new(parts: Parts, ring: Ring, tasks: Tasks) -> Rc<Self> {
+        let cpu = parts.config.cores.shards.get(usize::from(parts.id.0)).map_or(0, |core| core.cpu);
         let shard = Shard::new(parts.config.clone(), parts.id, parts.shards, parts.seed);
         let listeners = parts.listeners.into_iter().map(|listener| ring.listen(listener, 0)).collect();
         Rc::new(Self {
-            config: parts.config,
+            config: RefCell::new(parts.config),
             id: parts.id,
             ring,
             tasks,
             shard: RefCell::new(shard),
             effects: RefCell::new(Vec::with_capacity(64)),
             mail: parts.mail,
-            drained: Cell::new(Some(parts.drained)),
+            news: parts.news,
+            told_drained: Cell::new(false),
             post: parts.post,
             descriptor: Cell::new(None),
             clients: parts.clients,
-            logger: parts.logger,
+            logger: RefCell::new(parts.logger),
             resolver: parts.resolver,
             helpers: parts.helpers,
             listeners: RefCell::new(listeners),
@@ -125,6 +160,8 @@ impl Engine {
             may_end: Cell::new(false),
             reported: Cell::new(Stats::default()),
             panics: Cell::new(0),
+            cpu,
+            doorbells: Cell::new(0),
         })
     }
 
@@ -133,6 +170,7 @@ impl Engine {
     /// # Errors
     /// The ring failed: nothing can go on.
     pub(crate) async fn drive(self: &Rc<Self>) -> io::Result<()> {
+        let _ends = panics::EndsTheProcess;
         while !self.stopping.get() {
             let slept = Cell::new(true);
             let about_to_sleep = || {
@@ -154,9 +192,8 @@ impl Engine {
                 if self.may_end.get() {
                     break;
                 }
-                if let Some(drained) = self.drained.take() {
-                    // Nobody waits for it only when the process ends at once.
-                    let _ = drained.send(());
+                if !self.told_drained.replace(true) {
+                    self.tell(News::Drained);
                 }
             }
         }
@@ -171,11 +208,16 @@ impl Engine {
     /// Acts on deadlines that have come.
     fn tick(self: &Rc<Self>) {
         let now = clock::now();
-        if self.shard.borrow().next_deadline() <= now {
-            self.with_shard(None, |shard| {
-                shard.set_time(now);
-                shard.tick();
-            });
+        if self.shard.borrow().next_deadline() > now {
+            return;
+        }
+        self.shard.borrow_mut().set_time(now);
+        loop {
+            let Some(due) = self.shard.borrow_mut().due() else { return };
+            match due.owner() {
+                Some(owner) => self.guarded(owner, None, |shard| shard.ring(due)),
+                None => self.with_shard(None, |shard| shard.ring(due)),
+            }
         }
     }
 
@@ -200,26 +242,33 @@ impl Engine {
             Event::AcceptFailed { error, .. } => {
                 self.write(LogLevel::Error, format!("shard {}: cannot accept: {error}", self.id));
             }
-            Event::Doorbell => self.read_mail(),
+            Event::Doorbell => {
+                self.doorbells.set(self.doorbells.get() + 1);
+                self.read_mail();
+            }
             Event::Taken { owner, fd, .. } => self.taken(owner, fd),
         }
     }
 
-    /// Lets the shard handle an event of `owner`. A panic condemns that connection and whom it is linked to; a second
-    /// one while doing so means that the shard's state is beyond trust, and ends the process.
+    /// Lets the shard handle an event of `owner`, whom a panic condemns.
     fn guarded(self: &Rc<Self>, owner: Owner, buffer: Option<&Received>, handle: impl FnOnce(&mut Shard)) {
-        let mut shard = self.shard.borrow_mut();
-        if catch_unwind(AssertUnwindSafe(|| handle(&mut shard))).is_err() {
+        if !panics::guarded(&mut self.shard.borrow_mut(), owner, handle) {
             self.panics.set(self.panics.get() + 1);
-            shard.condemn(owner);
         }
-        drop(shard);
         self.apply(buffer);
     }
 
     pub(crate) fn with_shard(self: &Rc<Self>, buffer: Option<&Received>, handle: impl FnOnce(&mut Shard)) {
         handle(&mut self.shard.borrow_mut());
         self.apply(buffer);
+    }
+
+    /// The same with the time of now.
+    fn with_shard_now(self: &Rc<Self>, handle: impl FnOnce(&mut Shard)) {
+        self.with_shard(None, |shard| {
+            shard.set_time(clock::now());
+            handle(shard);
+        });
     }
 
     /// Does what the shard wants done.
@@ -247,7 +296,14 @@ impl Engine {
                 Effect::Dial { server, endpoint } => self.spawn_dial(server, endpoint),
                 Effect::Cancel { server, socket, key } => self.spawn_cancel(server, socket, key),
                 Effect::Compute { server, work } => self.spawn_computation(server, work),
-                Effect::Log(line) => self.logger.line(line),
+                Effect::Observe => {
+                    let core = self.core_report();
+                    self.with_shard(None, |shard| shard.observed(core));
+                }
+                Effect::Reload { client } => {
+                    self.tell(News::Reload { from: self.id, client: client.to_bits() });
+                }
+                Effect::Log(line) => self.logger.borrow().line(line),
             }
         }
         self.effects.replace(effects);
@@ -261,11 +317,12 @@ impl Engine {
             Err(_) => return,
         };
         let clients = self.clients.fetch_add(1, Ordering::Relaxed) + 1;
-        if clients > self.config.max_client_conn + SURPLUS_CLIENTS_MAX {
+        let clients_max = self.config.borrow().max_client_conn;
+        if clients > clients_max + SURPLUS_CLIENTS_MAX {
             self.clients.fetch_sub(1, Ordering::Relaxed);
             return;
         }
-        let surplus = clients > self.config.max_client_conn;
+        let surplus = clients > clients_max;
         let socket = self.ring.adopt(fd, NOBODY);
         let owner = {
             let mut shard = self.shard.borrow_mut();
@@ -277,7 +334,7 @@ impl Engine {
 
     /// Sets what the configuration says on a TCP socket.
     pub(crate) fn set_options(&self, fd: BorrowedFd<'_>) {
-        if let Err(error) = ring::set_tcp_options(fd, &tcp_options(&self.config)) {
+        if let Err(error) = ring::set_tcp_options(fd, &tcp_options(&self.config.borrow())) {
             self.write(LogLevel::Warn, format!("shard {}: cannot set TCP options: {error}", self.id));
         }
     }
@@ -302,10 +359,7 @@ impl Engine {
             Some(fd) => fd,
             None => unreachable!("a connection leaves when it was taken out of the ring"),
         });
-        if let Err(parcel) = self.post.send(to, Parcel { from: self.id, letter }) {
-            // That shard has ended, and this one is about to: its letter is ours to deal with.
-            self.read_letter(parcel);
-        }
+        self.post.send(to, Parcel { from: self.id, letter });
     }
 
     fn read_letter(self: &Rc<Self>, Parcel { from, letter }: Parcel) {
@@ -328,8 +382,25 @@ impl Engine {
                 Mail::End => self.may_end.set(true),
                 Mail::Stop => self.stopping.set(true),
                 Mail::Report => self.report(),
+                Mail::Configure { config, generation } => self.configure(config, generation),
+                Mail::Reloaded { client, good } => {
+                    self.with_shard_now(|shard| shard.reloaded(Key::from_bits(client), good));
+                }
             }
         }
+    }
+
+    fn configure(self: &Rc<Self>, config: Arc<Config>, generation: u64) {
+        let logger = self.logger.borrow().with(&config.log);
+        self.logger.replace(logger);
+        self.config.replace(config.clone());
+        self.with_shard_now(|shard| shard.configure(config));
+        self.tell(News::Configured(generation));
+    }
+
+    /// Nobody listens only when the process ends.
+    fn tell(&self, news: News) {
+        let _ = self.news.send(news);
     }
 
     fn drain(self: &Rc<Self>) {
@@ -339,10 +410,11 @@ impl Engine {
         self.with_shard(None, |shard| shard.drain());
     }
 
-    /// One line with the counts since the last.
-    fn report(&self) {
+    /// One line with the counts since the last, and some for the busiest routes.
+    fn report(self: &Rc<Self>) {
+        self.with_shard_now(Shard::end_period);
         let shard = self.shard.borrow();
-        let (now, census, ring, post) = (shard.stats(), shard.census(), self.ring.stats(), self.post.stats());
+        let (now, census, core) = (shard.stats(), shard.census(), self.core_report());
         let last = self.reported.replace(now);
         let (transactions, queries) = (now.transactions - last.transactions, now.queries - last.queries);
         let wait = (now.wait - last.wait).as_micros() / u128::from(transactions.max(1));
@@ -351,7 +423,7 @@ impl Engine {
             format!(
                 "stats: shard {}: {transactions} xacts, {queries} queries, {} logins, in {} B, out {} B, wait {wait} us a \
                  xact; clients {} ({} waiting), servers {} ({} idle), {} opened; handed over {} out {} in, steered {} out {} in; \
-                 since start: letters {} out {} in, bells {} ({} woke); buffers {} free, {} panics",
+                 since start: {} turns, {} doorbells, letters {} out {} in; buffers {} of {} free, {} panics",
                 self.id,
                 now.logins - last.logins,
                 now.received - last.received,
@@ -365,20 +437,35 @@ impl Engine {
                 now.handed_in - last.handed_in,
                 now.steered_out - last.steered_out,
                 now.steered_in - last.steered_in,
-                post.sent,
-                post.received,
-                post.bells,
-                post.wakes,
-                ring.buffers_free,
-                self.panics.get(),
+                core.turns,
+                core.doorbells,
+                core.letters_out,
+                core.letters_in,
+                core.buffers_free,
+                core.buffers,
+                core.panics,
             ),
         );
+    }
+
+    fn core_report(&self) -> CoreReport {
+        let (ring, post) = (self.ring.stats(), self.post.stats());
+        CoreReport {
+            cpu: self.cpu,
+            turns: ring.enters,
+            doorbells: self.doorbells.get(),
+            letters_in: post.received,
+            letters_out: post.sent,
+            panics: self.panics.get(),
+            buffers_free: ring.buffers_free,
+            buffers: ring.buffers,
+        }
     }
 
     // ---- log ----
 
     pub(crate) fn write(&self, level: LogLevel, text: String) {
-        self.logger.log(level, &text);
+        self.logger.borrow().log(level, &text);
     }
 }
 

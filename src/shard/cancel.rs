@@ -90,7 +90,7 @@ impl Shard {
         self.forget_waiting(route, key);
         let refusal = Refusal::new(SqlState::QUERY_CANCELED, "canceling statement due to user request")
             .detail("It waited for a server connection.");
-        let mut answer = BytesMut::from(&refusal.to_error(&format!("pgpinion session {session}"))[..]);
+        let mut answer = BytesMut::from(&refusal.to_error()[..]);
         if answered {
             backend::put_ready_for_query(&mut answer);
         }

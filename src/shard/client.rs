@@ -1,6 +1,6 @@
 //! The clients of a shard: login, waiting, talking, leaving.
 
-use super::{Alarm, ClientKey, Deadline, Effect, Party, Peer, Piece, RouteKey, ServerKey, Shard};
+use super::{Alarm, ClientKey, Deadline, Effect, Party, Peer, Piece, RouteKey, ServerKey, Shard, console};
 use crate::config::{LogLevel, NAME_BYTES_MAX};
 use crate::ids::{Owner, RouteName, SessionId, ShardId, SocketId};
 use crate::limits::{OWED_REPLIES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW};
@@ -20,7 +20,7 @@ pub struct Client {
     /// Bytes received that cannot go on yet.
     pub(super) pending: Vec<u8>,
     /// Bytes handed to the ring that have not left.
-    unsent: u32,
+    pub(super) unsent: u32,
     receiving: bool,
     surplus: bool,
     /// It was to move to another shard once: it does not again.
@@ -49,6 +49,10 @@ pub(super) enum State {
     Waiting,
     /// Has a server.
     Linked(ServerKey),
+    /// Uses the console, and may ask.
+    Console,
+    /// Uses the console, and has asked.
+    ConsoleWaiting,
     /// Is told why, and closed.
     Leaving,
 }
@@ -124,6 +128,7 @@ impl Shard {
                     State::Startup { .. } => self.read_startup(key),
                     State::Moving { .. } => {}
                     State::Idle => self.open_pending(key),
+                    State::Console => self.read_commands(key),
                     _ => self.hold_back(key),
                 }
             }
@@ -185,6 +190,9 @@ impl Shard {
 
     /// The startup packet has come, in the first `used` of the bytes kept.
     fn login(&mut self, key: ClientKey, startup: &Startup, used: usize) {
+        if console::is_wanted(startup) {
+            return self.let_in_to_console(key, startup, used);
+        }
         let surplus = self.clients.get(key).is_some_and(|client| client.surplus);
         let route = if surplus { Err(too_many_clients()) } else { self.asked_route(startup) };
         match route {
@@ -196,20 +204,38 @@ impl Shard {
         }
     }
 
+    fn let_in_to_console(&mut self, key: ClientKey, startup: &Startup, used: usize) {
+        self.log_login(key, startup);
+        self.negotiate(key, startup);
+        if let Some(client) = self.clients.get_mut(key) {
+            client.pending.drain(..used);
+        }
+        self.enter_console(key, startup);
+    }
+
     fn let_in(&mut self, key: ClientKey, startup: &Startup, used: usize, route: &RouteName) {
         self.log_login(key, startup);
+        self.negotiate(key, startup);
+        let route = self.route_named(route);
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.pending.drain(..used);
+        client.route = Some(route);
+        client.state = State::AwaitParameters;
+        let steered = client.session_id.origin() != self.id;
+        if let Some(route) = self.routes.get_mut(route) {
+            route.counts.steered += u64::from(steered);
+        }
+        self.enter_route(key, route);
+    }
+
+    /// Answers the wish for a later minor version, or for options of the protocol.
+    fn negotiate(&mut self, key: ClientKey, startup: &Startup) {
         let options = startup.protocol_options();
         if startup.minor > 0 || !options.is_empty() {
             let mut answer = BytesMut::new();
             backend::put_negotiate_protocol_version(&mut answer, &options);
             self.send_to_client(key, answer.freeze());
         }
-        let route = self.route_named(route);
-        let Some(client) = self.clients.get_mut(key) else { return };
-        client.pending.drain(..used);
-        client.route = Some(route);
-        client.state = State::AwaitParameters;
-        self.enter_route(key, route);
     }
 
     fn asked_route(&self, startup: &Startup) -> Result<RouteName, Refusal> {
@@ -477,10 +503,12 @@ impl Shard {
     pub(super) fn client_sent(&mut self, key: ClientKey, bytes: usize) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.unsent = client.unsent.saturating_sub(bytes as u32);
-        if client.unsent as usize <= UNSENT_BYTES_LOW
-            && let State::Linked(server) = client.state
-        {
-            self.resume_server(server);
+        if client.unsent as usize <= UNSENT_BYTES_LOW {
+            match client.state {
+                State::Linked(server) => self.resume_server(server),
+                State::Console => self.read_commands(key),
+                _ => {}
+            }
         }
     }
 
@@ -545,10 +573,12 @@ impl Shard {
         match state {
             State::Linked(server) => can_speak = self.abandon(server, within_body),
             State::Waiting | State::AwaitParameters => self.forget_waiting(route, key),
+            State::ConsoleWaiting => self.forget_asking(key),
             State::Startup { .. }
             | State::Moving { .. }
             | State::Cancelling
             | State::Idle
+            | State::Console
             | State::Leaving => {}
         }
         if let Some(goodbye) = goodbye.filter(|_| can_speak) {
@@ -588,19 +618,6 @@ impl Shard {
         self.leave(key, None, &reason);
     }
 
-    pub(super) fn condemn_client(&mut self, key: ClientKey) {
-        let Some(client) = self.clients.get(key) else { return };
-        let (socket, state) = (client.socket, client.state);
-        if let State::Linked(server) = state {
-            self.condemn_server_alone(server);
-            if let Some(client) = self.clients.get_mut(key) {
-                client.state = State::Idle;
-            }
-        }
-        self.leave(key, None, "internal error");
-        self.effects.push(Effect::Close { socket, linger: None });
-    }
-
     // ---- deadlines and draining ----
 
     pub(super) fn set_client_deadline(&mut self, key: ClientKey, at: Instant) {
@@ -627,14 +644,15 @@ impl Shard {
                 let refusal = Refusal::new(SqlState::IDLE_IN_TRANSACTION_TIMEOUT, "idle_transaction_timeout");
                 self.refuse(key, refusal.hint("The transaction was rolled back."));
             }
-            State::Moving { .. } | State::Leaving => {}
+            State::ConsoleWaiting => self.reload_took_too_long(key),
+            State::Moving { .. } | State::Console | State::Leaving => {}
         }
     }
 
     fn waited_too_long(&mut self, key: ClientKey) {
-        let route =
-            self.clients.get(key).and_then(|client| client.route).and_then(|key| self.routes.get(key));
-        let Some(route) = route else { return };
+        let Some(route_key) = self.clients.get(key).and_then(|client| client.route) else { return };
+        self.count_wait(key, route_key);
+        let Some(route) = self.routes.get(route_key) else { return };
         let seconds = self.config.timeouts.query_wait.unwrap_or_default().as_secs_f64();
         let refusal = match &self.endpoints[route.endpoint].last_error {
             Some(error) => {

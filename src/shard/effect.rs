@@ -80,6 +80,13 @@ pub enum Effect {
         /// What to compute.
         work: ScramWork,
     },
+    /// Tell what is known of this core, by [`super::Shard::observed`].
+    Observe,
+    /// Read the configuration again, and tell by [`super::Shard::reloaded`] when that is done.
+    Reload {
+        /// Who wants it.
+        client: Key<Client>,
+    },
     /// Write a line.
     Log(Line),
 }

@@ -195,7 +195,7 @@ impl Shard {
     }
 
     /// Closes a server without a word, which it would take for the rest of a message or not hear before it is done.
-    fn cut_off(&mut self, key: ServerKey, reason: &str) {
+    pub(super) fn cut_off(&mut self, key: ServerKey, reason: &str) {
         let Some(server) = self.servers.get(key) else { return };
         let asked = server.cancelling.is_some();
         if let (false, false, Some(cancel_key)) = (asked, server.owed.is_settled(), server.key.clone()) {
@@ -278,20 +278,6 @@ impl Shard {
         self.leave(client, Some(Goodbye::Refusal(refusal)), &reason);
     }
 
-    pub(super) fn condemn_server(&mut self, key: ServerKey) {
-        let Some(server) = self.servers.get(key) else { return };
-        if let State::Linked(client) = server.state {
-            return self.condemn_client(client);
-        }
-        self.condemn_server_alone(key);
-    }
-
-    pub(super) fn condemn_server_alone(&mut self, key: ServerKey) {
-        if self.servers.get(key).is_some_and(|server| server.socket.is_some()) {
-            self.close_broken(key, "internal error");
-        }
-    }
-
     pub(super) fn server_alarm(&mut self, key: ServerKey, rang: Instant) {
         let Some(server) = self.servers.get_mut(key) else { return };
         if !self.deadlines.is_due(Alarm::Server(key), &mut server.deadline, rang, self.now) {
@@ -302,7 +288,8 @@ impl Shard {
                 let (endpoint, route) = (server.endpoint, server.route);
                 self.dial_failed(endpoint, route, "server_connect_timeout during login".into());
                 self.log_close(key, "server_connect_timeout during login");
-                self.end_server(key, None);
+                // PostgreSQL may be at it still: its connection counts until it has closed it.
+                self.end_server(key, Some(self.config.timeouts.server_close));
             }
             State::Idle => {
                 let reason =

@@ -89,6 +89,9 @@ impl Shard {
             unread: departure.unread,
         };
         self.stats.handed_out += 1;
+        if let Some(route) = self.routes.get_mut(server.route) {
+            route.counts.handed_out += 1;
+        }
         let to = departure.to;
         self.log(LogLevel::Debug, moved.last_session, Some(moved.id), || {
             format!("handed over to shard {to}")
@@ -138,6 +141,7 @@ impl Shard {
         });
         let Some(route) = self.routes.get_mut(route_key) else { unreachable!("it was just found or made") };
         route.pool.arrives();
+        route.counts.handed_in += 1;
         route.refused = None;
         if route.parameters.is_none() {
             route.parameters = moved.parameters;

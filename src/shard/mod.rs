@@ -1,8 +1,9 @@
 //! The whole state of one core, and every decision it takes: clients, servers, pools, permits, deadlines.
 //!
 //! Pure: events in ([`Shard::accepted`], [`Shard::received`], [`Shard::sent`], [`Shard::ended`], [`Shard::closed`],
-//! [`Shard::taken`], [`Shard::dialed`], [`Shard::cancelled`], [`Shard::scram_done`], [`Shard::mail`], [`Shard::tick`], [`Shard::drain`]),
-//! effects out ([`Shard::take_effects`], to be applied after each event). The time comes in with [`Shard::set_time`].
+//! [`Shard::taken`], [`Shard::dialed`], [`Shard::cancelled`], [`Shard::scram_done`], [`Shard::mail`], [`Shard::tick`],
+//! [`Shard::drain`], [`Shard::configure`]; for the console [`Shard::observed`] and [`Shard::reloaded`]), effects out
+//! ([`Shard::take_effects`], to be applied after each event). The time comes in with [`Shard::set_time`].
 //!
 //! ```text
 //!   client:  Startup -> AwaitParameters -> Idle <-> Waiting -> Linked -> Idle ... -> Leaving
@@ -14,18 +15,27 @@
 
 mod cancel;
 mod client;
+mod condemn;
+mod configure;
+mod console;
 mod deadlines;
 mod effect;
 mod farewell;
 mod hand_over;
 mod login;
 mod pools;
+mod report;
+#[cfg(test)]
+mod script;
 mod server;
 mod steering;
+#[cfg(test)]
+mod tests;
 
 pub use crate::ids::Peer;
 pub use client::Client;
 pub use effect::{DialError, Effect, Party, Piece};
+pub use report::RouteCensus;
 pub use server::Server;
 
 use crate::config::{Config, LogLevel, PoolMode};
@@ -33,12 +43,14 @@ use crate::ids::{ConnectionId, IdSource, Owner, RouteName, SessionId, ShardId, S
 use crate::ledger::Ledger;
 use crate::log_line::Line;
 use crate::mail::Letter;
+use crate::metrics::{RecentWaits, RouteCounts, Stats};
 use crate::pool::Pool;
 use crate::server::{Credentials, Parameters, ScramResult};
 use crate::slab::{Key, Slab};
 use crate::time::Instant;
 use crate::wire::error::Report;
 use bytes::Bytes;
+use console::Console;
 use deadlines::{Deadline, Deadlines};
 use hashbrown::HashMap;
 use std::collections::VecDeque;
@@ -62,6 +74,7 @@ pub struct Shard {
     endpoints: Vec<EndpointState>,
     deadlines: Deadlines<Alarm>,
     effects: Vec<Effect>,
+    console: Console,
     draining: bool,
     /// Cancel requests sent to other shards that are not answered yet.
     cancels_abroad: usize,
@@ -84,6 +97,8 @@ struct Route {
     /// The server refused this route's login; until then nobody asks again.
     refused: Option<(Instant, Bytes, Report)>,
     clients: usize,
+    waits: RecentWaits,
+    counts: RouteCounts,
 }
 
 /// An endpoint as this shard sees it.
@@ -104,48 +119,25 @@ enum Alarm {
     Client(ClientKey),
     Server(ServerKey),
     Endpoint(usize),
+    /// The console's round of inquiries.
+    Console,
 }
 
-/// Counts since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Transactions (or sessions' statements outside one) whose end let a server rest.
-    pub transactions: u64,
-    /// Query and Execute messages.
-    pub queries: u64,
-    /// Bytes from clients.
-    pub received: u64,
-    /// Bytes to clients.
-    pub sent: u64,
-    /// Clients that logged in.
-    pub logins: u64,
-    /// Server connections opened.
-    pub opened: u64,
-    /// Servers given to other shards.
-    pub handed_out: u64,
-    /// Servers got from other shards.
-    pub handed_in: u64,
-    /// Clients sent to other shards.
-    pub steered_out: u64,
-    /// Clients that other shards sent.
-    pub steered_in: u64,
-    /// Time clients waited for a server.
-    pub wait: std::time::Duration,
+/// An alarm that rings: see [`Shard::due`].
+pub struct Due {
+    alarm: Alarm,
+    rang: Instant,
 }
 
-/// How many of each there are now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Census {
-    /// Clients in any state.
-    pub clients: usize,
-    /// Clients that wait for a server.
-    pub waiting: usize,
-    /// Servers in any state.
-    pub servers: usize,
-    /// Servers at rest.
-    pub idle: usize,
-    /// Permits held, over all endpoints.
-    pub permits: usize,
+impl Due {
+    /// Whom it concerns, if it is a client or a server.
+    pub fn owner(&self) -> Option<Owner> {
+        match self.alarm {
+            Alarm::Client(key) => Some(Party::Client(key).to_owner()),
+            Alarm::Server(key) => Some(Party::Server(key).to_owner()),
+            Alarm::Endpoint(_) | Alarm::Console => None,
+        }
+    }
 }
 
 impl Shard {
@@ -167,6 +159,7 @@ impl Shard {
             endpoints,
             deadlines: Deadlines::default(),
             effects: Vec::new(),
+            console: Console::default(),
             draining: false,
             cancels_abroad: 0,
             random: Random(seed),
@@ -264,15 +257,14 @@ impl Shard {
                 self.cancel_answered(asker);
                 None
             }
-        }
-    }
-
-    /// A panic happened while an event of this party was handled: it cannot be trusted, and neither can whom it is
-    /// linked to. Both are closed.
-    pub fn condemn(&mut self, owner: Owner) {
-        match Party::from_owner(owner) {
-            Party::Client(key) => self.condemn_client(key),
-            Party::Server(key) => self.condemn_server(key),
+            Letter::Inquire => {
+                self.inquired(from);
+                None
+            }
+            Letter::Report(report) => {
+                self.told(*report);
+                None
+            }
         }
     }
 
@@ -294,20 +286,38 @@ impl Shard {
 
     /// Acts on the deadlines that have come.
     pub fn tick(&mut self) {
-        while let Some((alarm, rang)) = self.deadlines.ringing(self.now) {
-            match alarm {
-                Alarm::Client(key) => self.client_alarm(key, rang),
-                Alarm::Server(key) => self.server_alarm(key, rang),
-                Alarm::Endpoint(endpoint) => self.endpoint_alarm(endpoint, rang),
-            }
+        while let Some(due) = self.due() {
+            self.ring(due);
         }
+    }
+
+    /// The next alarm that rings, for [`Shard::ring`]: what it concerns can be asked before it is acted on.
+    pub fn due(&mut self) -> Option<Due> {
+        let due = self.deadlines.ringing(self.now).map(|(alarm, rang)| Due { alarm, rang });
+        if due.is_none() {
+            self.sweep_alarms();
+        }
+        due
+    }
+
+    /// Acts on an alarm.
+    pub fn ring(&mut self, Due { alarm, rang }: Due) {
+        match alarm {
+            Alarm::Client(key) => self.client_alarm(key, rang),
+            Alarm::Server(key) => self.server_alarm(key, rang),
+            Alarm::Endpoint(endpoint) => self.endpoint_alarm(endpoint, rang),
+            Alarm::Console => self.console_alarm(rang),
+        }
+    }
+
+    fn sweep_alarms(&mut self) {
         let living = self.clients.len() + self.servers.len() + self.endpoints.len();
         if self.deadlines.len() > 4 * living + ALARMS_SPARE {
             let (clients, servers) = (&self.clients, &self.servers);
             self.deadlines.retain(|alarm| match alarm {
                 Alarm::Client(key) => clients.get(key).is_some(),
                 Alarm::Server(key) => servers.get(key).is_some(),
-                Alarm::Endpoint(_) => true,
+                Alarm::Endpoint(_) | Alarm::Console => true,
             });
         }
     }
@@ -340,22 +350,6 @@ impl Shard {
     #[inline]
     pub fn has_effects(&self) -> bool {
         !self.effects.is_empty()
-    }
-
-    /// Counts since the start.
-    pub fn stats(&self) -> Stats {
-        self.stats
-    }
-
-    /// Counts of now.
-    pub fn census(&self) -> Census {
-        Census {
-            clients: self.clients.len(),
-            waiting: self.routes.iter().map(|(_, route)| route.pool.waiting() + route.logins.len()).sum(),
-            servers: self.servers.len(),
-            idle: self.routes.iter().map(|(_, route)| route.pool.idle()).sum(),
-            permits: self.endpoints.iter().map(|endpoint| endpoint.ledger.held()).sum(),
-        }
     }
 
     fn log(
@@ -404,6 +398,7 @@ impl From<Alarm> for u64 {
             Alarm::Client(key) => Party::Client(key).to_owner().0,
             Alarm::Server(key) => Party::Server(key).to_owner().0,
             Alarm::Endpoint(index) => u64::MAX - index as u64,
+            Alarm::Console => CONSOLE_ALARM,
         }
     }
 }
@@ -412,6 +407,9 @@ impl From<u64> for Alarm {
     fn from(number: u64) -> Self {
         if u64::MAX - number < ENDPOINTS_MAX {
             return Alarm::Endpoint((u64::MAX - number) as usize);
+        }
+        if number == CONSOLE_ALARM {
+            return Alarm::Console;
         }
         match Party::from_owner(Owner(number)) {
             Party::Client(key) => Alarm::Client(key),
@@ -444,3 +442,6 @@ const ALARMS_SPARE: usize = 4096;
 
 /// The topmost numbers of an alarm are endpoints: slots of a server's key stay far below.
 const ENDPOINTS_MAX: u64 = 1 << 16;
+
+/// And the one below them.
+const CONSOLE_ALARM: u64 = u64::MAX - ENDPOINTS_MAX;

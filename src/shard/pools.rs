@@ -1,12 +1,14 @@
 //! Who gets which server: routes, linking, releasing, opening, giving up.
 
 use super::client::State as ClientState;
+use super::configure::OVER_LIMIT;
 use super::server::{Server, State as ServerState};
 use super::{Alarm, ClientKey, Effect, Route, RouteKey, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
 use crate::ids::RouteName;
 use crate::ledger::Permit;
 use crate::limits::{DIAL_BACKOFF_MAX, DIAL_BACKOFF_MIN, DIALS_PER_ENDPOINT_MAX};
+use crate::metrics::{RecentWaits, RouteCounts};
 use crate::pool::Pool;
 use crate::server::Credentials;
 use crate::time::Instant;
@@ -18,7 +20,7 @@ use std::time::Duration;
 
 impl Route {
     /// Clients wait for whom no connection is being opened.
-    fn wants_server(&self) -> bool {
+    pub(super) fn wants_server(&self) -> bool {
         self.pool.wants_more() || (!self.logins.is_empty() && self.pool.held() == 0)
     }
 }
@@ -57,6 +59,8 @@ impl Shard {
             parameters: None,
             refused: None,
             clients: 0,
+            waits: RecentWaits::default(),
+            counts: RouteCounts::default(),
         };
         let endpoint = route.endpoint;
         let key = self.routes.insert(route);
@@ -121,6 +125,7 @@ impl Shard {
         }
         match route.pool.take_idle() {
             Some(server) => {
+                route.waits.now.count_at_once();
                 self.link(client, server);
                 true
             }
@@ -173,8 +178,9 @@ impl Shard {
         let Some(server) = self.servers.get_mut(key) else { return };
         assert!(server.is_at_rest(), "a server that rests owes nothing");
         server.state = ServerState::Idle;
-        let route_key = server.route;
+        let (route_key, endpoint) = (server.route, server.endpoint);
         let (expired, doomed) = (server.expires <= self.now, server.doomed);
+        let is_new = server.last_session.is_none();
         if self.draining {
             return self.close_server(key, "shutting down");
         }
@@ -184,7 +190,11 @@ impl Shard {
         if expired {
             return self.close_server(key, "server_lifetime");
         }
-        if self.must_yield(route_key) {
+        if self.is_over_limit(endpoint) {
+            return self.close_server(key, OVER_LIMIT);
+        }
+        if self.must_yield(route_key, is_new) {
+            self.count_recall(route_key);
             return self.close_server(key, "its slot goes to a route below its quota");
         }
         let Some(route) = self.routes.get_mut(route_key) else {
@@ -192,7 +202,7 @@ impl Shard {
         };
         match route.pool.dequeue() {
             Some(client) => {
-                self.count_wait(client);
+                self.count_wait(client, route_key);
                 self.link(client, key);
                 self.resume_server(key);
                 self.pass_pending(client);
@@ -205,9 +215,13 @@ impl Shard {
         }
     }
 
-    fn count_wait(&mut self, client: ClientKey) {
-        if let Some(client) = self.clients.get(client) {
-            self.stats.wait += self.now.since(client.since);
+    /// A client has got a server, or gives up.
+    pub(super) fn count_wait(&mut self, client: ClientKey, route: RouteKey) {
+        let Some(client) = self.clients.get(client) else { return };
+        let wait = self.now.since(client.since);
+        self.stats.wait += wait;
+        if let Some(route) = self.routes.get_mut(route) {
+            route.waits.now.record(wait);
         }
     }
 
@@ -220,9 +234,9 @@ impl Shard {
 
     /// Whether a server of this route that comes to rest must make room for another route of its endpoint: any that
     /// waits while nobody waits here, one that waits below its quota while this one is above, or one that has nothing
-    /// while this one has had its turn.
+    /// while this one has had its turn. One that is new serves somebody first.
     #[inline]
-    fn must_yield(&self, key: RouteKey) -> bool {
+    fn must_yield(&self, key: RouteKey, is_new: bool) -> bool {
         let Some(route) = self.routes.get(key) else { return false };
         let endpoint = &self.endpoints[route.endpoint];
         if endpoint.routes.len() < 2 || endpoint.ledger.held() < endpoint.ledger.limit() {
@@ -236,6 +250,10 @@ impl Shard {
         }
         if route.pool.waiting() == 0 {
             return true;
+        }
+        // Two routes whose connections take longer to open than a turn would take them from each other for ever.
+        if is_new {
+            return false;
         }
         let active = 1 + others().filter(|other| other.pool.held() > 0 || other.wants_server()).count();
         let quota = endpoint.ledger.quota(active);
@@ -276,6 +294,7 @@ impl Shard {
             unreachable!("dialled for is a route that wants a server")
         };
         route.pool.dial_begins();
+        route.counts.granted += 1;
         let endpoint = route.endpoint;
         self.endpoints[endpoint].dialing += 1;
         let id = self.ids.connection();
@@ -306,8 +325,16 @@ impl Shard {
         let others = endpoint.routes.iter().filter(|&&key| key != wanting);
         let idle = others.filter_map(|&key| self.routes.get(key)).filter(|route| route.pool.idle() > 0);
         let victim = idle.max_by_key(|route| route.pool.held()).and_then(|route| route.pool.coldest_idle());
-        if let Some(victim) = victim {
-            self.close_server(victim, "its slot goes to another route");
+        let Some(victim) = victim else { return };
+        if let Some(route) = self.servers.get(victim).map(|server| server.route) {
+            self.count_recall(route);
+        }
+        self.close_server(victim, "its slot goes to another route");
+    }
+
+    fn count_recall(&mut self, route: RouteKey) {
+        if let Some(route) = self.routes.get_mut(route) {
+            route.counts.recalled += 1;
         }
     }
 
@@ -326,7 +353,7 @@ impl Shard {
         }
     }
 
-    fn first_waiting_since(&self, route: &Route) -> Instant {
+    pub(super) fn first_waiting_since(&self, route: &Route) -> Instant {
         let first = route.pool.first_waiting().or(route.logins.front().copied());
         first.and_then(|client| self.clients.get(client)).map_or(Instant::NEVER, |client| client.since)
     }

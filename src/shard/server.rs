@@ -215,6 +215,10 @@ impl Shard {
                     return self.take_back(key, client, &bytes[at..]);
                 }
                 self.ready(key, client);
+                // They were parted; what is left is not for that client.
+                if at < bytes.len() && !self.is_linked(client, key) {
+                    return self.unlinked_received(key, &bytes[at..]);
+                }
             }
         }
         self.server_has_room(client, key);
@@ -239,7 +243,7 @@ impl Shard {
     }
 
     /// The transaction is over, and with it the client's right to this server.
-    fn gives_back(&self, key: ServerKey, client: ClientKey) -> bool {
+    pub(super) fn gives_back(&self, key: ServerKey, client: ClientKey) -> bool {
         let Some(server) = self.servers.get(key) else { return false };
         let session_mode = self.routes.get(server.route).is_some_and(|route| route.mode == PoolMode::Session);
         !session_mode && server.is_at_rest() && !self.client_within_body(client)

@@ -35,6 +35,8 @@ impl SqlState {
     pub const CANNOT_CONNECT_NOW: Self = Self(*b"57P03");
     /// 57P05: the client was idle too long.
     pub const IDLE_SESSION_TIMEOUT: Self = Self(*b"57P05");
+    /// F0000: a configuration file that cannot be used.
+    pub const CONFIG_FILE_ERROR: Self = Self(*b"F0000");
     /// XX000: our own fault.
     pub const INTERNAL_ERROR: Self = Self(*b"XX000");
 
@@ -95,23 +97,23 @@ impl Refusal {
 
     /// As the ErrorResponse that ends the session. `context` (the ids of session and connection) goes into its `W` field.
     pub fn to_message(&self, context: &str) -> Bytes {
-        self.write("FATAL", context)
+        self.render(b"FATAL", context)
     }
 
-    /// As an ErrorResponse after which the session goes on.
-    pub fn to_error(&self, context: &str) -> Bytes {
-        self.write("ERROR", context)
+    /// As the ErrorResponse to a query: the session goes on.
+    pub fn to_error(&self) -> Bytes {
+        self.render(b"ERROR", "")
     }
 
-    fn write(&self, severity: &str, context: &str) -> Bytes {
+    fn render(&self, severity: &[u8], context: &str) -> Bytes {
         let mut body = BytesMut::with_capacity(128);
         let mut field = |kind: u8, text: &[u8]| {
             body.put_u8(kind);
             body.extend(text.iter().filter(|&&byte| byte != 0));
             body.put_u8(0);
         };
-        field(b'S', severity.as_bytes());
-        field(b'V', severity.as_bytes());
+        field(b'S', severity);
+        field(b'V', severity);
         field(b'C', self.code.as_bytes());
         field(b'M', self.message.as_bytes());
         if let Some(detail) = &self.detail {
@@ -209,7 +211,7 @@ mod tests {
         let report = Report::read(&message[5..]);
         assert_eq!(report.to_string(), "FATAL 53300: noroom");
         assert!(report.is_fatal());
-        let error = Refusal::new(SqlState::QUERY_CANCELED, "stop").to_error("");
+        let error = Refusal::new(SqlState::QUERY_CANCELED, "stop").to_error();
         assert!(!Report::read(&error[5..]).is_fatal());
     }
 

@@ -5,5 +5,6 @@
 mod cancel;
 mod hand_over;
 mod hot_path;
+mod random;
 mod shards;
 mod steering;

@@ -18,17 +18,28 @@ pub struct Side {
     pub sockets: BTreeMap<u32, Socket>,
     next_slot: u32,
     pub dials: Vec<Key<Server>>,
-    pub letters: Vec<(ShardId, Letter<()>)>,
+    /// Written and not read yet, each with the connection it moves.
+    pub letters: Vec<(ShardId, Letter<Socket>)>,
+    /// The connection that was just taken out.
+    taken: Option<Socket>,
     /// Servers that cancel requests were sent to.
     pub cancels: Vec<Key<Server>>,
     /// Lines of the log with the connection or session they concern.
     pub log: Vec<String>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Socket {
     pub owner: Option<Owner>,
+    /// What the other side has not read.
     pub sent: Vec<u8>,
+    /// What the other side wrote and the shard has not got.
+    pub incoming: Vec<u8>,
+    /// The other side will write no more.
+    pub ended: bool,
+    pub told_end: bool,
+    /// Who is on the other side.
+    pub peer: usize,
     pub receiving: bool,
     pub taking: bool,
     pub closing: bool,
@@ -79,7 +90,16 @@ impl Shards {
             let mut shard = Shard::new(config.clone(), ShardId(index as u16), count, 1);
             shard.set_time(now);
             let (sockets, dials, letters, cancels, log) = Default::default();
-            Side { shard, sockets, next_slot: 10 * (index as u32 + 1), dials, letters, cancels, log }
+            Side {
+                shard,
+                sockets,
+                next_slot: 10 * (index as u32 + 1),
+                dials,
+                letters,
+                taken: None,
+                cancels,
+                log,
+            }
         };
         Self { sides: (0..count).map(side).collect(), now }
     }
@@ -137,7 +157,7 @@ impl Side {
         SocketId { slot, generation: 0 }
     }
 
-    fn own(&mut self, socket: SocketId, owner: Owner) {
+    pub fn own(&mut self, socket: SocketId, owner: Owner) {
         self.sockets.get_mut(&socket.slot).unwrap().owner = Some(owner);
     }
 
@@ -202,22 +222,38 @@ impl Side {
             self.sockets.iter().filter(|(_, socket)| socket.taking).map(|(&slot, _)| slot).collect();
         let mut left = 0;
         for slot in taken {
-            let owner = self.sockets.remove(&slot).unwrap().owner.unwrap();
-            if self.shard.taken(owner, |_| has_room) {
-                left += 1;
-            } else {
-                let socket = self.open();
-                self.own(socket, owner);
-                self.shard.stays(owner, socket);
-            }
-            self.apply(&[]);
+            left += usize::from(self.give(slot, has_room));
         }
         left
     }
 
-    pub fn read(&mut self, from: ShardId, letter: Letter<()>) {
-        let socket = letter.connection().map(|()| self.open());
-        let owner = self.shard.mail(from, letter.map(|()| socket.unwrap()));
+    /// The same for one. True if it left.
+    pub fn give(&mut self, slot: u32, has_room: bool) -> bool {
+        let taken = self.sockets.remove(&slot).unwrap();
+        let owner = taken.owner.unwrap();
+        let leaves = self.shard.taken(owner, |_| has_room);
+        if leaves {
+            self.taken = Some(taken);
+        } else {
+            let socket = self.put_back(taken);
+            self.own(socket, owner);
+            self.shard.stays(owner, socket);
+        }
+        self.apply(&[]);
+        assert!(self.taken.is_none(), "a letter goes with it");
+        leaves
+    }
+
+    fn put_back(&mut self, socket: Socket) -> SocketId {
+        let id = self.open();
+        self.sockets.insert(id.slot, Socket { taking: false, receiving: false, closing: false, ..socket });
+        id
+    }
+
+    pub fn read(&mut self, from: ShardId, letter: Letter<Socket>) {
+        let letter = letter.map(|socket| self.put_back(socket));
+        let socket = letter.connection().copied();
+        let owner = self.shard.mail(from, letter);
         if let Some(socket) = socket {
             self.own(socket, owner.unwrap());
         }
@@ -273,7 +309,10 @@ impl Side {
                     (socket.closing, socket.taking) = (true, false);
                 }
             }
-            Effect::Mail { to, letter } => self.letters.push((to, letter)),
+            Effect::Mail { to, letter } => {
+                let letter = letter.map(|()| self.taken.take().unwrap());
+                self.letters.push((to, letter));
+            }
             Effect::Dial { server, .. } => self.dials.push(server),
             Effect::Log(line) => {
                 let id = line.fields.connection.map(|id| id.to_string());
@@ -281,7 +320,9 @@ impl Side {
                 self.log.push(format!("{id} {}", line.message));
             }
             Effect::Cancel { server, .. } => self.cancels.push(server),
-            Effect::Compute { .. } => panic!("nothing of that in these tests"),
+            Effect::Compute { .. } | Effect::Observe | Effect::Reload { .. } => {
+                panic!("nothing of that in these tests")
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ mod wire;
 
 mod asynchronous;
 mod cancel;
+mod console;
 mod copy;
 mod faults;
 mod hostile;
@@ -25,3 +26,4 @@ mod load;
 mod login;
 mod pooling;
 mod pressure;
+mod reload;
