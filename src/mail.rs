@@ -11,6 +11,7 @@ use crate::ids::{ConnectionId, Peer, RouteName, SessionId};
 use crate::ledger::Permit;
 use crate::limits::CANCELS_ABROAD_MAX;
 use crate::metrics::ShardReport;
+use crate::parameters::Values;
 use crate::server::Parameters;
 use crate::time::Instant;
 use bytes::Bytes;
@@ -66,6 +67,10 @@ pub struct MovedServer {
     pub last_session: Option<SessionId>,
     /// What a cancel request needs.
     pub key: Option<(u32, Bytes)>,
+    /// What its session's parameters are.
+    pub values: Arc<Values>,
+    /// What they were when it had logged in.
+    pub defaults: Arc<Values>,
     /// What the servers of its route report.
     pub parameters: Option<Arc<Parameters>>,
     /// What arrived while it was being taken.

@@ -200,14 +200,16 @@ pub(super) const GENERAL: &[General] = &[
         "parameters",
         |c| &mut c.ignore_startup_parameters,
         "what clients may ask for in their startup packets and do not get",
-    ),
+    )
+    .live(),
     General::new(
         "track_extra_parameters",
         r#"["IntervalStyle"]"#,
         "parameters",
         |c| &mut c.track_extra_parameters,
         "what clients may ask for in their startup packets and get, beside those that every driver sends",
-    ),
+    )
+    .live(),
     General::new(
         "query_wait_timeout",
         "120",

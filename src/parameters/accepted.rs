@@ -45,7 +45,7 @@ impl Accepted {
 /// As PostgreSQL does (`pg_clean_ascii`): any text will do.
 fn clean(name: &Arc<str>) -> Arc<str> {
     let is_plain = |byte: &u8| (32..127).contains(byte);
-    if name.len() < NAME_BYTES && name.as_bytes().iter().all(|byte| is_plain(byte)) {
+    if name.len() < NAME_BYTES && name.as_bytes().iter().all(is_plain) {
         return name.clone();
     }
     let plain = name.bytes().take(NAME_BYTES - 1).map(|byte| if is_plain(&byte) { byte.into() } else { '?' });

@@ -120,7 +120,10 @@ impl Shard {
             None => {
                 let askers = vec![asker];
                 server.cancelling = Some(Box::new(Cancelling { askers, ..Cancelling::default() }));
-                self.ask_to_cancel(key);
+                // A batch of ours comes first, and must not be hit.
+                if server.replay.is_none() {
+                    self.ask_to_cancel(key);
+                }
                 true
             }
         }

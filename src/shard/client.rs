@@ -4,11 +4,13 @@ use super::{Alarm, ClientKey, Deadline, Effect, Party, Peer, Piece, RouteKey, Se
 use crate::config::{LogLevel, NAME_BYTES_MAX};
 use crate::ids::{Owner, RouteName, SessionId, ShardId, SocketId};
 use crate::limits::{OWED_REPLIES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW};
+use crate::parameters::Values;
 use crate::session::{End, Opening, Session};
 use crate::time::Instant;
 use crate::wire::startup::{self, Packet, Startup};
 use crate::wire::{Refusal, SqlState, backend};
 use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
 
 /// A client: what a shard remembers of it while it is idle, and little more while it is not.
 pub struct Client {
@@ -26,6 +28,8 @@ pub struct Client {
     /// It was to move to another shard once: it does not again.
     pub(super) steered: bool,
     pub(super) secret: u32,
+    /// Its session's parameters; while it logs in, those it asks for.
+    pub(super) values: Arc<Values>,
     pub(super) deadline: Deadline,
     pub(super) connected: Instant,
     /// Since when it waits.
@@ -41,8 +45,10 @@ pub(super) enum State {
     Moving { to: ShardId, ended: Option<Option<i32>> },
     /// Is a cancel request that is being dealt with.
     Cancelling,
-    /// Is let in as soon as a server has said what it reports.
+    /// Is let in as soon as a server has said what it reports, and accepted what this client asks for.
     AwaitParameters,
+    /// Has a server that is asked whether it accepts that.
+    Checking(ServerKey),
     /// Between transactions.
     Idle,
     /// Has a query, and no server yet.
@@ -81,6 +87,7 @@ impl Client {
             surplus: false,
             steered: false,
             secret,
+            values: Arc::default(),
             deadline: Deadline::default(),
             connected,
             since: connected,
@@ -214,6 +221,10 @@ impl Shard {
     }
 
     fn let_in(&mut self, key: ClientKey, startup: &Startup, used: usize, route: &RouteName) {
+        let wishes = match self.wishes(startup) {
+            Ok(wishes) => wishes,
+            Err(refusal) => return self.refuse(key, refusal),
+        };
         self.log_login(key, startup);
         self.negotiate(key, startup);
         let route = self.route_named(route);
@@ -221,6 +232,9 @@ impl Shard {
         client.pending.drain(..used);
         client.route = Some(route);
         client.state = State::AwaitParameters;
+        if !wishes.is_empty() {
+            client.values = self.registry.share(wishes);
+        }
         let steered = client.session_id.origin() != self.id;
         if let Some(route) = self.routes.get_mut(route) {
             route.counts.steered += u64::from(steered);
@@ -281,6 +295,7 @@ impl Shard {
         let mut greeting = BytesMut::with_capacity(512);
         backend::put_authentication_ok(&mut greeting);
         for (name, value) in parameters.iter() {
+            let value = client.values.get(name).map_or(value, |own| own);
             backend::put_parameter_status(&mut greeting, name, value);
         }
         backend::put_backend_key_data(&mut greeting, process, client.secret);
@@ -409,7 +424,11 @@ impl Shard {
     /// The client has got a server: what it kept goes there.
     pub(super) fn pass_pending(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get_mut(key) else { return };
-        let State::Linked(server_key) = client.state else { return };
+        let server_key = match client.state {
+            State::Linked(server) => server,
+            State::Checking(server) => return self.check_is_over(key, server),
+            _ => return,
+        };
         let Some(server) = self.servers.get_mut(server_key) else { return };
         let bytes = Bytes::from(std::mem::take(&mut client.pending));
         let passage = client.session.pass(&bytes, &mut server.owed);
@@ -571,7 +590,7 @@ impl Shard {
         let within_body = client.session.is_within_body();
         let mut can_speak = true;
         match state {
-            State::Linked(server) => can_speak = self.abandon(server, within_body),
+            State::Linked(server) | State::Checking(server) => can_speak = self.abandon(server, within_body),
             State::Waiting | State::AwaitParameters => self.forget_waiting(route, key),
             State::ConsoleWaiting => self.forget_asking(key),
             State::Startup { .. }
@@ -589,6 +608,7 @@ impl Shard {
         let linger = unsent.then_some(LINGER);
         self.effects.push(Effect::Close { socket, linger });
         if let Some(route) = route {
+            self.forget_check(route, key);
             self.leave_route(route);
         }
         self.log_leave(key, session_id, reason);
@@ -636,7 +656,7 @@ impl Shard {
                 let refusal = Refusal::new(SqlState::PROTOCOL_VIOLATION, "client_login_timeout");
                 self.refuse(key, refusal.hint("The startup packet did not come in time."));
             }
-            State::AwaitParameters | State::Waiting => self.waited_too_long(key),
+            State::AwaitParameters | State::Checking(_) | State::Waiting => self.waited_too_long(key),
             State::Idle => {
                 self.refuse(key, Refusal::new(SqlState::IDLE_SESSION_TIMEOUT, "client_idle_timeout"));
             }

@@ -2,6 +2,7 @@
 //! left, and closed when it cannot be brought to rest for certain.
 
 use super::client::Goodbye;
+use super::parameters::{Answer, resets};
 use super::server::{Cleaning, State};
 use super::{Alarm, ClientKey, Effect, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
@@ -40,11 +41,16 @@ impl Shard {
             {
                 return self.close_broken(key, &nonsense.to_string());
             }
-            if !is_understood(segment.tag) {
+            let replaying = server.replay.is_some();
+            if !replaying && !is_understood(segment.tag) {
                 continue;
             }
-            if let Some(body) = server.hear(&segment, bytes) {
+            let Some(body) = server.hear(&segment, bytes) else { continue };
+            if !replaying {
                 self.idle_message(key, segment.tag, &body);
+            } else if matches!(self.replay_answer(key, segment.tag, &body), Answer::Last) {
+                // Whatever came of it, there is no client to tell.
+                let _ = self.end_replay(key);
             }
         }
     }
@@ -92,7 +98,8 @@ impl Shard {
                     self.close_broken(key, "it ended the session, or could not be cleaned");
                 }
             }
-            tag::PARAMETER_STATUS => {}
+            tag::PARAMETER_STATUS => self.reported(key, body),
+            tag::COMMAND_COMPLETE => server.was_reset |= resets(body),
             _ => self.close_broken(key, &Nonsense { tag: message }.to_string()),
         }
     }
@@ -150,9 +157,9 @@ impl Shard {
     pub(super) fn abandon(&mut self, key: ServerKey, within_body: bool) -> bool {
         let Some(server) = self.servers.get_mut(key) else { return true };
         if matches!(server.state, State::Closing) {
-            return !server.said_goodbye && !server.framer.is_within_body();
+            return !server.said_goodbye && !server.is_within_answer();
         }
-        let can_speak = !server.said_goodbye && !server.framer.is_within_body();
+        let can_speak = !server.said_goodbye && !server.is_within_answer();
         if within_body {
             self.cut_off(key, "its client left in the middle of a message");
         } else if server.owed.copies_in() {
@@ -301,6 +308,7 @@ impl Shard {
                 self.close_server(key, "it was busy for too long after its client had left")
             }
             State::Cleaning(_) => self.close_server(key, "cleaning it took too long"),
+            &State::Linked(client) if server.replay.is_some() => self.replay_took_too_long(key, client),
             State::Dialing | State::Linked(_) | State::Moving(_) | State::Closing => {}
         }
     }
@@ -321,6 +329,7 @@ fn is_understood(message: u8) -> bool {
             | tag::NOTIFICATION_RESPONSE
             | tag::ERROR_RESPONSE
             | tag::PARAMETER_STATUS
+            | tag::COMMAND_COMPLETE
     )
 }
 

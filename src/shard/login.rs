@@ -94,8 +94,9 @@ impl Shard {
             self.log(LogLevel::Info, None, Some(id), || format!("during login: {notice}"));
         }
         self.log(LogLevel::Info, None, Some(id), || login_text(process, took));
-        if let Some(route) = self.routes.get_mut(route_key) {
-            route.parameters = Some(Arc::new(parameters));
+        let defaults = self.learn_defaults(route_key, Arc::new(parameters));
+        if let Some(server) = self.servers.get_mut(key) {
+            (server.values, server.defaults) = (defaults.clone(), defaults);
         }
         self.dial_succeeded(endpoint, route_key);
         if rest.is_empty() && self.servers.get(key).is_some_and(Server::is_at_rest) {
@@ -109,9 +110,10 @@ impl Shard {
     /// Lets in who waited to learn what the route's servers report.
     pub(super) fn welcome_waiting(&mut self, route: RouteKey) {
         let Some(route) = self.routes.get_mut(route) else { return };
-        let Some(parameters) = route.parameters.clone() else { return };
-        for client in std::mem::take(&mut route.logins) {
-            self.welcome(client, &parameters);
+        if route.parameters.is_some() {
+            for client in std::mem::take(&mut route.logins) {
+                self.admit(client);
+            }
         }
     }
 

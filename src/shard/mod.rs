@@ -23,6 +23,7 @@ mod effect;
 mod farewell;
 mod hand_over;
 mod login;
+mod parameters;
 mod pools;
 mod report;
 #[cfg(test)]
@@ -44,6 +45,7 @@ use crate::ledger::Ledger;
 use crate::log_line::Line;
 use crate::mail::Letter;
 use crate::metrics::{RecentWaits, RouteCounts, Stats};
+use crate::parameters::{Accepted, Registry, Values};
 use crate::pool::Pool;
 use crate::server::{Credentials, Parameters, ScramResult};
 use crate::slab::{Key, Slab};
@@ -75,6 +77,7 @@ pub struct Shard {
     deadlines: Deadlines<Alarm>,
     effects: Vec<Effect>,
     console: Console,
+    registry: Registry,
     draining: bool,
     /// Cancel requests sent to other shards that are not answered yet.
     cancels_abroad: usize,
@@ -94,6 +97,13 @@ struct Route {
     logins: VecDeque<ClientKey>,
     /// What the server that logged in last reported.
     parameters: Option<Arc<Parameters>>,
+    /// Of that, what follows a client.
+    defaults: Arc<Values>,
+    accepted: Accepted,
+    /// Clients that log in and ask for values that must be checked.
+    checks: VecDeque<ClientKey>,
+    /// The one of them that waits for a server, or has it.
+    checking: Option<ClientKey>,
     /// The server refused this route's login; until then nobody asks again.
     refused: Option<(Instant, Bytes, Report)>,
     clients: usize,
@@ -160,6 +170,7 @@ impl Shard {
             deadlines: Deadlines::default(),
             effects: Vec::new(),
             console: Console::default(),
+            registry: Registry::default(),
             draining: false,
             cancels_abroad: 0,
             random: Random(seed),

@@ -9,6 +9,7 @@ use crate::ids::RouteName;
 use crate::ledger::Permit;
 use crate::limits::{DIAL_BACKOFF_MAX, DIAL_BACKOFF_MIN, DIALS_PER_ENDPOINT_MAX};
 use crate::metrics::{RecentWaits, RouteCounts};
+use crate::parameters::Accepted;
 use crate::pool::Pool;
 use crate::server::Credentials;
 use crate::time::Instant;
@@ -16,6 +17,7 @@ use crate::wire::error::Report;
 use crate::wire::{Refusal, SqlState};
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 impl Route {
@@ -57,6 +59,10 @@ impl Shard {
             pool: Pool::default(),
             logins: VecDeque::new(),
             parameters: None,
+            defaults: Arc::default(),
+            accepted: Accepted::default(),
+            checks: VecDeque::new(),
+            checking: None,
             refused: None,
             clients: 0,
             waits: RecentWaits::default(),
@@ -74,8 +80,9 @@ impl Shard {
         let now = self.now;
         let Some(route) = self.routes.get_mut(key) else { return };
         route.clients += 1;
-        if let Some(parameters) = route.parameters.clone() {
-            return self.welcome(client, &parameters);
+        if route.parameters.is_some() {
+            self.set_client_deadline(client, now.deadline(self.config.timeouts.query_wait));
+            return self.admit(client);
         }
         match &route.refused {
             Some((until, error, report)) if *until > now => {
@@ -146,16 +153,24 @@ impl Shard {
             "a client has one server"
         );
         assert!(server.may_be_linked(), "a server that is given to a client is at rest");
-        client.state = ClientState::Linked(server_key);
+        let checking = client.state == ClientState::AwaitParameters;
+        client.state = match checking {
+            true => ClientState::Checking(server_key),
+            false => ClientState::Linked(server_key),
+        };
         client.deadline.clear();
         server.deadline.clear();
         server.state = ServerState::Linked(client_key);
+        let same = Arc::ptr_eq(&client.values, &server.values);
         if self.config.log.level >= LogLevel::Debug && server.last_session != session {
             let connection = server.id;
             self.log(LogLevel::Debug, session, Some(connection), || "linked to another session".into());
         }
         if let Some(server) = self.servers.get_mut(server_key) {
             server.last_session = session;
+        }
+        if checking || !same {
+            self.replay(client_key, server_key);
         }
     }
 
@@ -177,6 +192,10 @@ impl Shard {
     pub(super) fn rest(&mut self, key: ServerKey) {
         let Some(server) = self.servers.get_mut(key) else { return };
         assert!(server.is_at_rest(), "a server that rests owes nothing");
+        if server.was_reset {
+            self.forget_unreported(key);
+        }
+        let Some(server) = self.servers.get_mut(key) else { return };
         server.state = ServerState::Idle;
         let (route_key, endpoint) = (server.route, server.endpoint);
         let (expired, doomed) = (server.expires <= self.now, server.doomed);

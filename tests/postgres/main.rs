@@ -24,6 +24,7 @@ mod isolation;
 mod lifecycle;
 mod load;
 mod login;
+mod parameters;
 mod pooling;
 mod pressure;
 mod reload;

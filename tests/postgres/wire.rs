@@ -323,6 +323,12 @@ impl Client {
         Ok(())
     }
 
+    /// What the server last said a parameter is.
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        let found = self.parameters.iter().rev().find(|(each, _)| each == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
     /// The process id and key to cancel with.
     pub fn key(&self) -> (u32, Vec<u8>) {
         self.key.clone().expect("a login tells them")
