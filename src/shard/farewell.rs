@@ -308,7 +308,6 @@ impl Shard {
                 self.close_server(key, "it was busy for too long after its client had left")
             }
             State::Cleaning(_) => self.close_server(key, "cleaning it took too long"),
-            &State::Linked(client) if server.replay.is_some() => self.replay_took_too_long(key, client),
             State::Dialing | State::Linked(_) | State::Moving(_) | State::Closing => {}
         }
     }

@@ -15,10 +15,10 @@ use crate::config::{LogLevel, PoolMode};
 use crate::limits::{DRAIN_MAX, DRAINED_BYTES_MAX};
 use crate::parameters::{Policy, Replay, Setting, Values, is_followed, is_role, wishes};
 use crate::server::Parameters;
+use crate::wire::Refusal;
 use crate::wire::backend::{self, Status, tag};
 use crate::wire::error::{Report, as_fatal};
 use crate::wire::startup::Startup;
-use crate::wire::{Refusal, SqlState};
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 
@@ -119,10 +119,9 @@ impl Shard {
 
     /// The server of a check is nobody's again. `rest` is what it said behind its answer.
     fn take_back_checked(&mut self, key: ServerKey, rest: &[u8]) {
-        if let Some(server) = self.servers.get_mut(key) {
-            server.state = State::Draining(DRAINED_BYTES_MAX);
-        }
-        self.set_server_deadline(key, self.now + DRAIN_MAX);
+        let Some(server) = self.servers.get_mut(key) else { return };
+        server.state = State::Draining(DRAINED_BYTES_MAX);
+        self.deadlines.set(Alarm::Server(key), &mut server.deadline, self.now + DRAIN_MAX);
         self.unlinked_received(key, rest);
     }
 
@@ -149,7 +148,6 @@ impl Shard {
         };
         let batch = replay.request(|tag| server.owed.sent(tag));
         server.replay = Some(Box::new(replay));
-        self.set_server_deadline(key, self.now + self.config.timeouts.server_connect);
         self.send_to_server(key, batch);
     }
 
@@ -161,11 +159,6 @@ impl Shard {
         let route = self.routes.get(client.route?)?;
         let (values, ..) = route.accepted.resolve(&route.defaults, &client.values);
         Some(self.registry.share(values))
-    }
-
-    fn set_server_deadline(&mut self, key: ServerKey, at: crate::time::Instant) {
-        let Some(server) = self.servers.get_mut(key) else { return };
-        self.deadlines.set(Alarm::Server(key), &mut server.deadline, at);
     }
 
     /// Bytes of a linked server that answer a batch of ours, from `at` on. False: the two are parted, and nothing is left to
@@ -275,9 +268,6 @@ impl Shard {
     pub(super) fn end_replay(&mut self, key: ServerKey) -> Result<Vec<Setting>, Bytes> {
         let Some(server) = self.servers.get_mut(key) else { return Ok(Vec::new()) };
         let Some(replay) = server.replay.take() else { return Ok(Vec::new()) };
-        if matches!(server.state, State::Linked(_)) {
-            server.deadline.clear();
-        }
         server.status = Status::Idle;
         let wanted = replay.wanted().clone();
         let otherwise = replay.outcome()?;
@@ -398,13 +388,6 @@ impl Shard {
         server.was_reset = false;
         let values = server.values.forget_unreported(&server.defaults);
         server.values = self.registry.share(values);
-    }
-
-    /// The server took too long over a batch of ours.
-    pub(super) fn replay_took_too_long(&mut self, key: ServerKey, client: ClientKey) {
-        let text = "the server did not set the session's parameters in time";
-        self.close_server(key, text);
-        self.refuse(client, Refusal::new(SqlState::CONNECTION_FAILURE, text));
     }
 }
 

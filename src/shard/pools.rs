@@ -169,6 +169,9 @@ impl Shard {
         if let Some(server) = self.servers.get_mut(server_key) {
             server.last_session = session;
         }
+        if checking {
+            self.set_client_deadline(client_key, self.now.deadline(self.config.timeouts.query_wait));
+        }
         if checking || !same {
             self.replay(client_key, server_key);
         }
