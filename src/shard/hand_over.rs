@@ -110,7 +110,8 @@ impl Shard {
         let State::Moving(departure) = state else {
             // It was condemned meanwhile.
             server.state = state;
-            return self.effects.push(Effect::Close { socket, linger: None });
+            let linger = Some(self.config.timeouts.server_close);
+            return self.effects.push(Effect::Close { socket, linger });
         };
         match departure.ended {
             Some(error) => {
