@@ -12,8 +12,8 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    /// The values of a client that asks for `wishes` where `defaults` hold. False if one of them must be checked first: it
-    /// stands there as it was written.
+    /// The values of a client that asks for `wishes` where `defaults` hold, and what of that `RESET` must bring back. False if
+    /// a wish must be checked first: it stands there as it was written.
     pub fn resolve(&self, defaults: &Values, wishes: &Values) -> (Values, Values, bool) {
         let (mut values, mut startup, mut known) = (defaults.clone(), Values::default(), true);
         for (name, wish) in wishes.iter() {
@@ -27,8 +27,10 @@ impl Accepted {
                 known = false;
                 wish.clone()
             };
-            values.set(name, value.clone());
-            startup.set(name, value);
+            if defaults.get(name) != Some(&value) {
+                values.set(name, value.clone());
+                startup.set(name, value);
+            }
         }
         (values, startup, known)
     }
@@ -75,7 +77,7 @@ mod tests {
         let (resolved, startup, known) = accepted.resolve(&defaults, &wishes);
         assert!(known);
         assert_eq!(resolved, defaults.with("application_name", "me"));
-        assert_eq!(startup, resolved);
+        assert_eq!(startup, values(&[("application_name", "me")]), "the rest is so by default");
         assert!(!accepted.resolve(&defaults, &values(&[("DateStyle", "German")])).2);
     }
 

@@ -58,8 +58,13 @@ impl Shard {
             route.checks.push_back(key);
             return self.check_next(route_key);
         }
-        let startup = self.registry.share(startup);
-        client.values = self.registry.share(values.with_startup(startup));
+        client.values = match startup.is_empty() {
+            true => route.defaults.clone(),
+            false => {
+                let startup = self.registry.share(startup);
+                self.registry.share(values.with_startup(startup))
+            }
+        };
         self.welcome(key, &parameters);
     }
 

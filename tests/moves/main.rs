@@ -5,6 +5,7 @@
 mod cancel;
 mod hand_over;
 mod hot_path;
+mod parameters;
 mod random;
 mod shards;
 mod steering;

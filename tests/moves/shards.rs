@@ -171,8 +171,19 @@ impl Side {
 
     /// A client that has sent its startup packet.
     pub fn log_in(&mut self) -> Owner {
+        self.log_in_with(&[])
+    }
+
+    /// The same with more parameters.
+    pub fn log_in_with(&mut self, parameters: &[(&str, &str)]) -> Owner {
+        let mut body = startup()[4..].to_vec();
+        body.pop();
+        for (name, value) in parameters {
+            body.extend(format!("{name}\0{value}\0").bytes());
+        }
+        body.push(0);
         let owner = self.connect();
-        self.receive(owner, &startup());
+        self.receive(owner, &[&(body.len() as u32 + 4).to_be_bytes()[..], &body].concat());
         owner
     }
 
@@ -187,6 +198,7 @@ impl Side {
         let hello = [
             message(b'R', &[0; 4]),
             message(b'S', b"server_version\x0015\0"),
+            message(b'S', b"TimeZone\0UTC\0"),
             message(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]),
             message(b'Z', b"I"),
         ];
