@@ -99,7 +99,8 @@ impl Engine {
         let address = self.ring.with_fd(socket, ring::peer_address);
         let engine = self.clone();
         self.tasks.spawn(async move {
-            let deadline = clock::now() + engine.config.borrow().timeouts.server_connect;
+            // Nobody else gets the server meanwhile.
+            let deadline = clock::now() + engine.config.borrow().timeouts.server_connect.min(CANCEL_MAX);
             let connected = match address {
                 Some(Ok(address)) => {
                     let failed = |error| format!("cannot cancel backend {process} at {address}: {error}");

@@ -100,7 +100,7 @@ impl Shard {
         let Some(route_key) = client.route else { return };
         let Some(route) = self.routes.get_mut(route_key) else { return };
         for (name, wish) in client.values.iter() {
-            let taken = otherwise.iter().find(|(each, _)| each == name);
+            let taken = otherwise.iter().find(|(each, _)| each.eq_ignore_ascii_case(name));
             route.accepted.learn(name, wish, taken.map_or(wish, |(_, value)| value));
         }
         let others = std::mem::take(&mut route.checks);

@@ -81,7 +81,7 @@ fn startup_parameters_that_nobody_knows_are_refused_or_ignored() {
     let pooler = Plan::new(cluster)
         .max_connections(1)
         .set("ignore_startup_parameters", "\"geqo, options\"")
-        .set("track_extra_parameters", "[\"search_path\"]")
+        .set("track_extra_parameters", "[\"Search_Path\", \"intervalstyle\"]")
         .start();
     let mut first = connect(&pooler, &user, &[]).expect("a login");
     let backend = pid(&mut first);
@@ -106,6 +106,10 @@ fn startup_parameters_that_nobody_knows_are_refused_or_ignored() {
     assert_eq!(show(&mut client, "geqo"), "on");
     assert_eq!(show(&mut client, "search_path"), "pg_catalog, \"a b\"");
     assert_eq!(show(&mut first, "search_path"), "\"$user\", public", "what one asks for is not for others");
+    for _ in 0..2 {
+        let styled = connect(&pooler, &user, &[("IntervalStyle", "POSTGRES_verbose")]).expect("a login");
+        assert_eq!(styled.parameter("IntervalStyle"), Some("postgres_verbose"), "as PostgreSQL writes it");
+    }
     assert_eq!(pid(&mut first), backend, "who asks for nonsense costs no server");
     drop((first, client));
     pooler.finish();
