@@ -10,6 +10,8 @@
 //! metrics                       numbers to be looked at: waits, routes, shards
 //! wire                          bytes <-> messages: framing, startup, errors
 //! config                        what the operator asked for, valid by construction
+//! parameters                    values of sessions, and how a server gets its client's
+//! cancel_key                    where a client that may be cancelled lives
 //! admin                         the console: commands and their answers
 //! server session pool ledger    machines: what a server owes, what a client's bytes mean, who waits, permits
 //! mail                          what one shard writes to another: moving connections, inquiries
@@ -51,6 +53,7 @@
 
 pub mod admin;
 pub mod arguments;
+pub mod cancel_key;
 pub mod config;
 #[cfg(feature = "runtime")]
 pub mod control;
@@ -63,6 +66,7 @@ pub mod limits;
 pub mod log_line;
 pub mod mail;
 pub mod metrics;
+pub mod parameters;
 pub mod pool;
 pub mod random;
 #[cfg(feature = "runtime")]

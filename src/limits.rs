@@ -38,6 +38,16 @@ pub const DRAINED_BYTES_MAX: usize = 1024 * 1024;
 /// How long a server may take to come to rest after its client left.
 pub const DRAIN_MAX: Duration = Duration::from_millis(500);
 
+/// Who may wait for the end of the cancel requests of one query. Nobody needs more than one.
+pub const CANCEL_ASKERS_MAX: usize = 16;
+
+/// Cancel requests that a shard has sent to another one and that are not answered yet.
+pub const CANCELS_ABROAD_MAX: usize = 256;
+
+/// How long PostgreSQL may take to act on a cancel request and close its connection. After that nobody knows when it will
+/// act, and the server that is meant is not used again.
+pub const CANCEL_MAX: Duration = Duration::from_secs(5);
+
 /// Server connections of one endpoint that are opened at the same time, over all shards: enough to fill a pool within a
 /// few round trips, few enough that a cold start is no storm (PostgreSQL forks a process for each). That each is
 /// answered bounds the letters about it, too.

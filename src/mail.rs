@@ -9,7 +9,9 @@
 
 use crate::ids::{ConnectionId, Peer, RouteName, SessionId};
 use crate::ledger::{Order, Permit, Request};
+use crate::limits::CANCELS_ABROAD_MAX;
 use crate::metrics::ShardReport;
+use crate::parameters::Values;
 use crate::server::Parameters;
 use crate::time::Instant;
 use bytes::Bytes;
@@ -31,10 +33,25 @@ pub enum Letter<C> {
     /// What servers of this route report: whoever logs in need not wait for a server of your own. A hint, which is not
     /// written to who has much to read.
     Parameters(Box<(RouteName, Arc<Parameters>)>),
+    /// Somebody asks to cancel what a client of yours does.
+    Cancel(Box<CancelOrder>),
+    /// A cancel request of yours was dealt with: whoever [asked](CancelOrder::asker) need not wait any more.
+    Cancelled(u64),
     /// Tell all about yourself. An inquiry is answered before the next one is written.
     Inquire,
     /// The answer to it.
     Report(Box<ShardReport>),
+}
+
+/// A CancelRequest, as it came.
+#[derive(Debug)]
+pub struct CancelOrder {
+    /// Whose query is meant.
+    pub process: u32,
+    /// The secret that proves the right to ask.
+    pub secret: Vec<u8>,
+    /// Who asked, in the words of the shard that it lives on.
+    pub asker: u64,
 }
 
 /// A server connection on its way: it owes nothing, is in no transaction, and was between two messages when it was
@@ -59,6 +76,10 @@ pub struct MovedServer {
     pub last_session: Option<SessionId>,
     /// What a cancel request needs.
     pub key: Option<(u32, Bytes)>,
+    /// What its session's parameters are.
+    pub values: Arc<Values>,
+    /// What they were when it had logged in.
+    pub defaults: Arc<Values>,
     /// What the servers of its route report.
     pub parameters: Option<Arc<Parameters>>,
     /// What arrived while it was being taken.
@@ -100,6 +121,8 @@ impl<C> Letter<C> {
             | Self::FromLedger(_)
             | Self::Lost(_)
             | Self::Parameters(_)
+            | Self::Cancel(_)
+            | Self::Cancelled(_)
             | Self::Inquire
             | Self::Report(_) => None,
         }
@@ -114,6 +137,8 @@ impl<C> Letter<C> {
             Self::FromLedger(order) => Letter::FromLedger(order),
             Self::Lost(lost) => Letter::Lost(lost),
             Self::Parameters(parameters) => Letter::Parameters(parameters),
+            Self::Cancel(order) => Letter::Cancel(order),
+            Self::Cancelled(asker) => Letter::Cancelled(asker),
             Self::Inquire => Letter::Inquire,
             Self::Report(report) => Letter::Report(report),
         }
@@ -126,9 +151,14 @@ impl<C> Letter<C> {
 /// - To and from ledgers, and servers that move: see [`ledger::letters_max`](crate::ledger::letters_max).
 /// - Moved clients and hints: written only while fewer than [`STEERED_MAX`] letters lie there. All other shards may look
 ///   at the same moment, and then write one each.
+/// - Cancel requests: each shard has at most [`CANCELS_ABROAD_MAX`] that are not answered, and so many answers.
 /// - Inquiries and reports: one of each from every other shard.
 pub fn letters_max(limits: impl IntoIterator<Item = usize>, shards: usize) -> usize {
-    crate::ledger::letters_max(limits, shards) + STEERED_MAX + shards + 2 * shards
+    crate::ledger::letters_max(limits, shards)
+        + STEERED_MAX
+        + shards
+        + 2 * CANCELS_ABROAD_MAX * shards
+        + 2 * shards
 }
 
 /// Letters waiting for a shard from which on no clients are steered to it: they stay where they are. A shard empties its

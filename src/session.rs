@@ -16,6 +16,8 @@ pub struct Session {
     framer: Framer,
     /// Bytes of a dropped message that are still to come.
     dropping: u32,
+    /// A batch was cancelled before it got a server: what comes is dropped up to its Sync.
+    skipping: bool,
 }
 
 /// What the bytes of a client without a server amount to.
@@ -25,6 +27,8 @@ pub enum Opening {
     Incomplete(usize),
     /// What stands from here on needs a server.
     NeedsServer(usize),
+    /// The Sync of a cancelled batch came, and is to be answered; what stands from here on has not been looked at.
+    Synced(usize),
     /// The client says goodbye.
     Terminate,
     /// The client broke the protocol.
@@ -73,7 +77,14 @@ impl Session {
             let available = bytes.len() - at;
             match tag {
                 tag::TERMINATE => return Opening::Terminate,
-                tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL => {
+                tag::SYNC if self.skipping => {
+                    if total > available {
+                        return Opening::Incomplete(at);
+                    }
+                    self.skipping = false;
+                    return Opening::Synced(at + total);
+                }
+                tag if self.skipping || matches!(tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL) => {
                     let here = total.min(available);
                     self.dropping = (total - here) as u32;
                     at += here;
@@ -82,6 +93,22 @@ impl Session {
                 _ => return Opening::Incomplete(at),
             }
         }
+    }
+
+    /// Drops the request at the beginning of what the client sent while it waited for a server. True if that was all of
+    /// the request: a ReadyForQuery ends its answer. Else the rest of the batch is dropped when it comes, and its Sync is
+    /// answered ([`Opening::Synced`]).
+    pub fn cancel(&mut self, pending: &mut Vec<u8>) -> bool {
+        let Some([tag, length @ ..]) = pending.first_chunk::<HEADER_BYTES>().copied() else { return true };
+        let total = u32::from_be_bytes(length) as usize + 1;
+        if !matches!(tag, tag::QUERY | tag::FUNCTION_CALL) {
+            self.skipping = true;
+            return false;
+        }
+        let here = total.min(pending.len());
+        self.dropping = (total - here) as u32;
+        pending.drain(..here);
+        true
     }
 
     /// Goes through bytes of a client that has a server, and enters its messages in the server's account.
@@ -187,6 +214,42 @@ mod tests {
             } else {
                 assert_eq!(cut, stream.len());
             }
+        }
+    }
+
+    #[test]
+    fn a_cancelled_query_is_dropped_however_it_is_cut() {
+        let stream = [message(b'Q', b"slow\0"), message(b'Q', b"next\0")].concat();
+        for cut in HEADER_BYTES..stream.len() {
+            let mut session = Session::default();
+            let mut pending = stream[..cut].to_vec();
+            assert!(session.cancel(&mut pending));
+            pending.extend(&stream[cut..]);
+            let Opening::NeedsServer(at) = session.opening(&pending) else { panic!("cut at {cut}") };
+            assert_eq!(pending[at..], message(b'Q', b"next\0"), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_cancelled_batch_is_dropped_up_to_its_sync() {
+        let batch = [message(b'P', b"\0x\0\0\0"), message(b'Q', b"too\0"), message(b'c', b"")].concat();
+        let stream = [batch, message(b'S', b""), message(b'Q', b"next\0")].concat();
+        for cut in HEADER_BYTES..stream.len() {
+            let mut session = Session::default();
+            let mut pending = stream[..cut].to_vec();
+            assert!(!session.cancel(&mut pending));
+            let mut rest = match session.opening(&pending) {
+                Opening::Incomplete(at) => {
+                    pending.drain(..at);
+                    pending.extend(&stream[cut..]);
+                    let Opening::Synced(at) = session.opening(&pending) else { panic!("cut at {cut}") };
+                    pending[at..].to_vec()
+                }
+                Opening::Synced(at) => [&pending[at..], &stream[cut..]].concat(),
+                other => panic!("{other:?}, cut at {cut}"),
+            };
+            let Opening::NeedsServer(at) = session.opening(&rest) else { panic!("cut at {cut}") };
+            assert_eq!(rest.split_off(at), message(b'Q', b"next\0"), "cut at {cut}");
         }
     }
 

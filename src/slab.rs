@@ -12,6 +12,11 @@ pub struct Key<T> {
 }
 
 impl<T> Key<T> {
+    /// Its place in the table, which others had before and will have again.
+    pub fn slot(self) -> u32 {
+        self.slot
+    }
+
     /// The key as a number below 2^63, for whoever carries it without looking.
     pub fn to_bits(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.slot)
@@ -109,6 +114,12 @@ impl<T> Slab<T> {
         if entry.generation == key.generation { entry.value.as_mut() } else { None }
     }
 
+    /// The key of the value in a place of the table, if there is one.
+    pub fn key_at(&self, slot: u32) -> Option<Key<T>> {
+        let entry = self.entries.get(slot as usize)?;
+        entry.value.as_ref().map(|_| Key { slot, generation: entry.generation, of: PhantomData })
+    }
+
     /// How many values there are.
     pub fn len(&self) -> usize {
         self.entries.len() - self.free.len()
@@ -149,6 +160,7 @@ mod tests {
         assert_eq!(slab.get(first), None);
         assert_eq!(slab.remove(first), None);
         assert_eq!(slab.get(second), Some(&"b"));
+        assert_eq!((slab.key_at(second.slot()), slab.key_at(7)), (Some(second), None));
         assert_eq!(Key::from_bits(second.to_bits()), second);
         assert_eq!(slab.len(), 1);
     }

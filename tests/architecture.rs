@@ -21,16 +21,33 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["log_line"]),
     ("server", &["wire", "limits"]),
     ("session", &["wire", "limits", "server"]),
+    ("cancel_key", &["ids"]),
+    ("parameters", &["wire"]),
     ("pool", &[]),
     ("admin", &["config", "ids", "metrics", "wire"]),
     ("ledger", &["ids", "limits", "random", "time"]),
-    ("mail", &["ids", "ledger", "metrics", "server", "time"]),
+    ("mail", &["ids", "ledger", "limits", "metrics", "parameters", "server", "time"]),
     // One core, pure.
     (
         "shard",
         &[
-            "admin", "config", "ids", "ledger", "limits", "log_line", "mail", "metrics", "pool", "random",
-            "server", "session", "slab", "time", "wire",
+            "admin",
+            "cancel_key",
+            "config",
+            "ids",
+            "ledger",
+            "limits",
+            "log_line",
+            "mail",
+            "metrics",
+            "parameters",
+            "pool",
+            "random",
+            "server",
+            "session",
+            "slab",
+            "time",
+            "wire",
         ],
     ),
     // The kernel.
@@ -41,8 +58,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "engine",
         &[
-            "config", "control", "ids", "log_line", "mail", "metrics", "ring", "shard", "slab", "server",
-            "wire", "time",
+            "config", "control", "ids", "limits", "log_line", "mail", "metrics", "ring", "shard", "slab",
+            "server", "wire", "time",
         ],
     ),
     ("arguments", &["config"]),
@@ -52,8 +69,24 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// Rooms that build and pass their tests without glommio, io_uring and libc.
 const PURE: &[&str] = &[
-    "ids", "time", "limits", "random", "log_line", "slab", "metrics", "admin", "wire", "config", "server",
-    "session", "pool", "ledger", "mail", "shard",
+    "ids",
+    "time",
+    "limits",
+    "random",
+    "log_line",
+    "slab",
+    "metrics",
+    "admin",
+    "wire",
+    "config",
+    "server",
+    "session",
+    "cancel_key",
+    "parameters",
+    "pool",
+    "ledger",
+    "mail",
+    "shard",
 ];
 
 fn source() -> PathBuf {

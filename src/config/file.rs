@@ -355,6 +355,8 @@ fn blank() -> Config {
             shutdown: None,
         },
         server_reset_query: String::new(),
+        ignore_startup_parameters: Vec::new(),
+        track_extra_parameters: Vec::new(),
         tcp: Tcp {
             keepalive: false,
             idle: Duration::ZERO,

@@ -63,6 +63,10 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// What cleans a server connection between two clients in session pooling; empty for nothing.
     pub server_reset_query: String,
+    /// Parameters of startup packets that are ignored.
+    pub ignore_startup_parameters: Vec<String>,
+    /// Parameters of startup packets that are honoured beside those that always are.
+    pub track_extra_parameters: Vec<String>,
     /// Options of TCP sockets.
     pub tcp: Tcp,
     /// What is logged, and how.

@@ -119,10 +119,7 @@ const GENERAL: Answers = &[
         ],
         "not in this version; PostgreSQL's own timeouts (statement_timeout, transaction_timeout) hold through the pooler",
     ),
-    (
-        &["ignore_startup_parameters", "track_extra_parameters", "application_name_add_host"],
-        "not in this version; remove the line",
-    ),
+    (&["application_name_add_host"], "not in this version; remove the line"),
     (
         &["max_prepared_statements", "max_packet_size", "disable_pqexec"],
         "not in this version; remove the line",

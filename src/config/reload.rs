@@ -29,6 +29,8 @@ impl Config {
             hand_over: new.hand_over,
             steering: new.steering,
             admin_users: new.admin_users.clone(),
+            ignore_startup_parameters: new.ignore_startup_parameters.clone(),
+            track_extra_parameters: new.track_extra_parameters.clone(),
             timeouts: new.timeouts,
             log: new.log,
             stats_period: new.stats_period,

@@ -195,6 +195,22 @@ pub(super) const GENERAL: &[General] = &[
         "what cleans a server connection between two clients in session pooling",
     ),
     General::new(
+        "ignore_startup_parameters",
+        "[]",
+        "parameters",
+        |c| &mut c.ignore_startup_parameters,
+        "what clients may ask for in their startup packets and do not get",
+    )
+    .live(),
+    General::new(
+        "track_extra_parameters",
+        r#"["IntervalStyle"]"#,
+        "parameters",
+        |c| &mut c.track_extra_parameters,
+        "what clients may ask for in their startup packets and get, beside those that every driver sends",
+    )
+    .live(),
+    General::new(
         "query_wait_timeout",
         "120",
         "seconds, 0 = off",

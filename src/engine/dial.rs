@@ -3,6 +3,7 @@
 use super::{Engine, NOBODY};
 use crate::config::{Host, LogLevel};
 use crate::ids::SocketId;
+use crate::limits::CANCEL_MAX;
 use crate::ring::{self, CloseMode, Outgoing, SocketAddress, clock};
 use crate::server::ScramWork;
 use crate::shard::{DialError, Party, Server};
@@ -13,7 +14,6 @@ use bytes::Bytes;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
 
 impl Engine {
     /// Opens a connection to an endpoint, trying its hosts and their addresses in order until one answers or
@@ -88,26 +88,54 @@ impl Engine {
         }
     }
 
-    /// Asks PostgreSQL to cancel what a connection that is being closed still does. Nobody waits for the outcome:
-    /// the connection's own end tells.
-    pub(super) fn spawn_cancel(self: &Rc<Self>, socket: SocketId, (process, key): (u32, Bytes)) {
-        let Some(Ok(address)) = self.ring.with_fd(socket, ring::peer_address) else { return };
+    /// Asks PostgreSQL to cancel what a server is at, and tells the shard when that is over: when PostgreSQL has closed the
+    /// connection of the request, or did not get it.
+    pub(super) fn spawn_cancel(
+        self: &Rc<Self>,
+        server: Key<Server>,
+        socket: SocketId,
+        (process, key): (u32, Bytes),
+    ) {
+        let address = self.ring.with_fd(socket, ring::peer_address);
         let engine = self.clone();
         self.tasks.spawn(async move {
-            let deadline = clock::now() + engine.config.borrow().timeouts.server_connect;
-            match engine.connect(&address, deadline).await {
+            // Nobody else gets the server meanwhile.
+            let deadline = clock::now() + engine.config.borrow().timeouts.server_connect.min(CANCEL_MAX);
+            let connected = match address {
+                Some(Ok(address)) => {
+                    let failed = |error| format!("cannot cancel backend {process} at {address}: {error}");
+                    engine.connect(&address, deadline).await.map_err(failed)
+                }
+                Some(Err(error)) => Err(format!("cannot cancel backend {process}: {error}")),
+                None => Err(format!("cannot cancel backend {process}: its connection is closed")),
+            };
+            match connected {
                 Ok(fd) => {
                     let socket = engine.ring.adopt(fd, NOBODY);
+                    engine.cancels.borrow_mut().insert(socket, (server, clock::now() + CANCEL_MAX));
                     engine.ring.send(socket, Outgoing::Own(startup::cancel_request(process, &key)));
-                    engine.ring.close(socket, CloseMode::AfterSending(CANCEL_LINGER));
+                    engine.ring.close(socket, CloseMode::AfterSending(CANCEL_MAX));
                 }
                 Err(error) => {
-                    engine.write(
-                        LogLevel::Warn,
-                        format!("cannot cancel backend {process} at {address}: {error}"),
-                    );
+                    engine.write(LogLevel::Warn, error);
+                    engine.cancel_ended(server, true);
                 }
             }
+        });
+    }
+
+    /// A socket that belongs to no entry of the shard is closed: that of a cancel request, if it is listed.
+    pub(super) fn cancel_closed(self: &Rc<Self>, socket: SocketId) {
+        let cancel = self.cancels.borrow_mut().remove(&socket);
+        if let Some((server, deadline)) = cancel {
+            self.cancel_ended(server, clock::now() < deadline);
+        }
+    }
+
+    fn cancel_ended(self: &Rc<Self>, server: Key<Server>, ended: bool) {
+        self.with_shard(None, |shard| {
+            shard.set_time(clock::now());
+            shard.cancelled(server, ended);
         });
     }
 
@@ -165,6 +193,3 @@ fn show(host: &Host, port: u16) -> String {
         Host::Socket(folder) => format!("{}", folder.display()),
     }
 }
-
-/// PostgreSQL closes the connection when it has passed the signal on.
-const CANCEL_LINGER: Duration = Duration::from_secs(5);

@@ -25,10 +25,13 @@ use crate::mail::{Letter, STEERED_MAX};
 use crate::metrics::{CoreReport, Stats};
 use crate::ring::{
     self, CloseMode, Event, Keepalive, Outgoing, Received, Ring, SocketAddress, Tasks, TcpOptions, clock,
+    random_bytes,
 };
-use crate::shard::{Effect, Party, Peer, Piece, Shard};
+use crate::shard::{Effect, Party, Peer, Piece, Server, Shard};
 use crate::slab::Key;
+use crate::time::Instant;
 use crossbeam_channel::{Receiver, Sender};
+use hashbrown::HashMap;
 use post::Post;
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -119,6 +122,8 @@ pub(crate) struct Engine {
     resolver: Resolver,
     helpers: Helpers,
     listeners: RefCell<Vec<crate::ring::ListenerId>>,
+    /// Connections of cancel requests, with the server that is meant and when PostgreSQL has had time enough.
+    cancels: RefCell<HashMap<SocketId, (Key<Server>, Instant)>>,
     stopping: Cell<bool>,
     may_end: Cell<bool>,
     reported: Cell<Stats>,
@@ -150,6 +155,7 @@ impl Engine {
             resolver: parts.resolver,
             helpers: parts.helpers,
             listeners: RefCell::new(listeners),
+            cancels: RefCell::new(HashMap::new()),
             stopping: Cell::new(false),
             may_end: Cell::new(false),
             reported: Cell::new(Stats::default()),
@@ -225,6 +231,7 @@ impl Engine {
                 self.guarded(owner, None, |shard| shard.unsent(owner, bytes))
             }
             Event::Ended { owner, error, .. } => self.guarded(owner, None, |shard| shard.ended(owner, error)),
+            Event::Closed { socket, owner: NOBODY } => self.cancel_closed(socket),
             Event::Closed { owner, .. } => {
                 if matches!(Party::from_owner(owner), Party::Client(_)) {
                     self.clients.fetch_sub(1, Ordering::Relaxed);
@@ -287,7 +294,7 @@ impl Engine {
                 Effect::Take { socket } => self.ring.take(socket),
                 Effect::Mail { to, letter } => self.send_letter(to, letter),
                 Effect::Dial { server, endpoint } => self.spawn_dial(server, endpoint),
-                Effect::Cancel { socket, key } => self.spawn_cancel(socket, key),
+                Effect::Cancel { server, socket, key } => self.spawn_cancel(server, socket, key),
                 Effect::Compute { server, work } => self.spawn_computation(server, work),
                 Effect::Observe => {
                     let core = self.core_report();
@@ -319,7 +326,7 @@ impl Engine {
         let socket = self.ring.adopt(fd, NOBODY);
         let owner = {
             let mut shard = self.shard.borrow_mut();
-            shard.accepted(socket, peer, random_secret(), surplus)
+            shard.accepted(socket, peer, u32::from_be_bytes(random_bytes()), surplus)
         };
         self.ring.set_owner(socket, owner);
         self.apply(None);
@@ -475,12 +482,6 @@ pub(crate) fn tcp_options(config: &Config) -> TcpOptions {
         user_timeout: tcp.user_timeout,
         socket_buffer: tcp.socket_buffer,
     }
-}
-
-/// Cannot be guessed: from the kernel's generator, as the hash keys of the standard library are.
-pub(crate) fn random_secret() -> u32 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(0u8) as u32
 }
 
 /// A socket that belongs to no entry of the shard: its events find nothing.

@@ -211,7 +211,7 @@ fn start_shard(
         logger: common.logger.clone(),
         resolver: common.resolver.clone(),
         helpers: common.helpers.clone(),
-        seed: u64::from(super::random_secret()) << 32 | u64::from(super::random_secret()),
+        seed: u64::from_ne_bytes(ring::random_bytes()),
     };
     let ring_settings = RingSettings {
         sq_entries: settings.sq_entries,

@@ -22,6 +22,7 @@ mod buffers;
 pub mod clock;
 mod deadlines;
 mod doorbell;
+mod entropy;
 mod error;
 mod executor;
 mod kernel;
@@ -52,6 +53,7 @@ pub use address::{
 };
 pub use buffers::Received;
 pub use doorbell::Doorbell;
+pub use entropy::random_bytes;
 pub use error::RingError;
 pub use executor::run_shard;
 pub use listeners::ListenerId;

@@ -4,11 +4,13 @@ use super::{Alarm, ClientKey, Deadline, Effect, Party, Peer, Piece, RouteKey, Se
 use crate::config::{LogLevel, NAME_BYTES_MAX};
 use crate::ids::{Owner, RouteName, SessionId, ShardId, SocketId};
 use crate::limits::{OWED_REPLIES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW};
+use crate::parameters::Values;
 use crate::session::{End, Opening, Session};
 use crate::time::Instant;
 use crate::wire::startup::{self, Packet, Startup};
 use crate::wire::{Refusal, SqlState, backend};
 use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
 
 /// A client: what a shard remembers of it while it is idle, and little more while it is not.
 pub struct Client {
@@ -26,6 +28,8 @@ pub struct Client {
     /// It was to move to another shard once: it does not again.
     pub(super) steered: bool,
     pub(super) secret: u32,
+    /// Its session's parameters; while it logs in, those it asks for.
+    pub(super) values: Arc<Values>,
     pub(super) deadline: Deadline,
     pub(super) connected: Instant,
     /// Since when it waits.
@@ -39,8 +43,12 @@ pub(super) enum State {
     Startup { asked_tls: bool, asked_gss: bool },
     /// Is being taken out of the ring, to go to another shard; whether it ended since, and how.
     Moving { to: ShardId, ended: Option<Option<i32>> },
-    /// Is let in as soon as a server has said what it reports.
+    /// Is a cancel request that is being dealt with.
+    Cancelling,
+    /// Is let in as soon as a server has said what it reports, and accepted what this client asks for.
     AwaitParameters,
+    /// Has a server that is asked whether it accepts that.
+    Checking(ServerKey),
     /// Between transactions.
     Idle,
     /// Has a query, and no server yet.
@@ -60,11 +68,6 @@ impl State {
 }
 
 impl Client {
-    /// What it needs to cancel: a process id, and a secret.
-    pub(super) fn cancel_key(&self) -> (u32, u32) {
-        (self.socket.slot, self.secret)
-    }
-
     pub(super) fn new(
         socket: SocketId,
         session_id: SessionId,
@@ -84,6 +87,7 @@ impl Client {
             surplus: false,
             steered: false,
             secret,
+            values: Arc::default(),
             deadline: Deadline::default(),
             connected,
             since: connected,
@@ -124,7 +128,7 @@ impl Shard {
         match client.state {
             State::Linked(server) => self.pass_received(key, server, bytes),
             State::Idle if client.pending.is_empty() => self.open_received(key, bytes),
-            State::Leaving => {}
+            State::Cancelling | State::Leaving => {}
             state => {
                 client.pending.extend_from_slice(bytes);
                 match state {
@@ -174,7 +178,8 @@ impl Shard {
                 Packet::Ssl | Packet::Gss => {
                     return self.refuse(key, protocol_violation("encryption was already denied"));
                 }
-                Packet::Cancel { .. } | Packet::Startup(_) => return self.leave(key, None, "cancel request"),
+                Packet::Cancel { process, key: secret } => return self.cancel_asked(key, process, secret),
+                Packet::Startup(_) => unreachable!("a startup packet was read above"),
             }
         }
     }
@@ -216,6 +221,10 @@ impl Shard {
     }
 
     fn let_in(&mut self, key: ClientKey, startup: &Startup, used: usize, route: &RouteName) {
+        let wishes = match self.wishes(startup) {
+            Ok(wishes) => wishes,
+            Err(refusal) => return self.refuse(key, refusal),
+        };
         self.log_login(key, startup);
         self.negotiate(key, startup);
         let route = self.route_named(route);
@@ -223,6 +232,9 @@ impl Shard {
         client.pending.drain(..used);
         client.route = Some(route);
         client.state = State::AwaitParameters;
+        if !wishes.is_empty() {
+            client.values = self.registry.share(wishes);
+        }
         let steered = client.session_id.origin() != self.id;
         if let Some(route) = self.routes.get_mut(route) {
             route.counts.steered += u64::from(steered);
@@ -277,22 +289,21 @@ impl Shard {
 
     /// The server's parameters are known: the client is in.
     pub(super) fn welcome(&mut self, key: ClientKey, parameters: &crate::server::Parameters) {
+        let process = self.process_of(key);
         let Some(client) = self.clients.get_mut(key) else { return };
         debug_assert!(matches!(client.state, State::AwaitParameters));
         let mut greeting = BytesMut::with_capacity(512);
         backend::put_authentication_ok(&mut greeting);
         for (name, value) in parameters.iter() {
+            let value = client.values.get(name).map_or(value, |own| own);
             backend::put_parameter_status(&mut greeting, name, value);
         }
-        let (process, secret) = client.cancel_key();
-        backend::put_backend_key_data(&mut greeting, process, secret);
+        backend::put_backend_key_data(&mut greeting, process, client.secret);
         backend::put_ready_for_query(&mut greeting);
         client.state = State::Idle;
         self.stats.logins += 1;
         self.send_to_client(key, greeting.freeze());
-        self.set_client_deadline(key, self.now.deadline(self.config.timeouts.client_idle));
-        self.resume_receiving(key);
-        self.open_pending(key);
+        self.became_idle(key);
     }
 
     // ---- talking ----
@@ -341,9 +352,23 @@ impl Shard {
                     self.open_pending(key);
                 }
             }
+            Opening::Synced(at) => {
+                if let Some(client) = self.clients.get_mut(key) {
+                    client.pending.extend_from_slice(&bytes[at..]);
+                    self.answer_sync(key);
+                }
+            }
             Opening::Terminate => self.leave(key, None, "client close request"),
             Opening::Broken(refusal) => self.refuse(key, refusal),
         }
+    }
+
+    /// Ends the answer to a batch that was cancelled before it got a server.
+    fn answer_sync(&mut self, key: ClientKey) {
+        let mut answer = BytesMut::with_capacity(6);
+        backend::put_ready_for_query(&mut answer);
+        self.send_to_client(key, answer.freeze());
+        self.open_pending(key);
     }
 
     /// Looks at what an idle client has kept.
@@ -367,9 +392,20 @@ impl Shard {
                     self.wait_for_server(key);
                 }
             }
+            Opening::Synced(at) => {
+                client.pending.drain(..at);
+                self.answer_sync(key);
+            }
             Opening::Terminate => self.leave(key, None, "client close request"),
             Opening::Broken(refusal) => self.refuse(key, refusal),
         }
+    }
+
+    /// A client that was about to talk has nothing to wait for any more.
+    pub(super) fn became_idle(&mut self, key: ClientKey) {
+        self.set_client_deadline(key, self.now.deadline(self.config.timeouts.client_idle));
+        self.resume_receiving(key);
+        self.open_pending(key);
     }
 
     fn wait_for_server(&mut self, key: ClientKey) {
@@ -385,7 +421,11 @@ impl Shard {
     /// The client has got a server: what it kept goes there.
     pub(super) fn pass_pending(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get_mut(key) else { return };
-        let State::Linked(server_key) = client.state else { return };
+        let server_key = match client.state {
+            State::Linked(server) => server,
+            State::Checking(server) => return self.check_is_over(key, server),
+            _ => return,
+        };
         let Some(server) = self.servers.get_mut(server_key) else { return };
         let bytes = Bytes::from(std::mem::take(&mut client.pending));
         let passage = client.session.pass(&bytes, &mut server.owed);
@@ -547,10 +587,15 @@ impl Shard {
         let within_body = client.session.is_within_body();
         let mut can_speak = true;
         match state {
-            State::Linked(server) => can_speak = self.abandon(server, within_body),
+            State::Linked(server) | State::Checking(server) => can_speak = self.abandon(server, within_body),
             State::Waiting | State::AwaitParameters => self.forget_waiting(route, key),
             State::ConsoleWaiting => self.forget_asking(key),
-            State::Startup { .. } | State::Moving { .. } | State::Idle | State::Console | State::Leaving => {}
+            State::Startup { .. }
+            | State::Moving { .. }
+            | State::Cancelling
+            | State::Idle
+            | State::Console
+            | State::Leaving => {}
         }
         if let Some(goodbye) = goodbye.filter(|_| can_speak) {
             let message = goodbye.into_message(session_id);
@@ -560,6 +605,7 @@ impl Shard {
         let linger = unsent.then_some(LINGER);
         self.effects.push(Effect::Close { socket, linger });
         if let Some(route) = route {
+            self.forget_check(route, key);
             self.leave_route(route);
         }
         self.log_leave(key, session_id, reason);
@@ -602,11 +648,12 @@ impl Shard {
             return;
         }
         match client.state {
+            State::Cancelling => self.leave(key, None, "cancel request, client_login_timeout"),
             State::Startup { .. } => {
                 let refusal = Refusal::new(SqlState::PROTOCOL_VIOLATION, "client_login_timeout");
                 self.refuse(key, refusal.hint("The startup packet did not come in time."));
             }
-            State::AwaitParameters | State::Waiting => self.waited_too_long(key),
+            State::AwaitParameters | State::Checking(_) | State::Waiting => self.waited_too_long(key),
             State::Idle => {
                 self.refuse(key, Refusal::new(SqlState::IDLE_SESSION_TIMEOUT, "client_idle_timeout"));
             }
@@ -642,7 +689,7 @@ impl Shard {
         let Some(client) = self.clients.get(key) else { return };
         let at_boundary = match client.state {
             State::Linked(server) => self.servers.get(server).is_some_and(|server| server.is_at_rest()),
-            State::Moving { .. } | State::Leaving => false,
+            State::Moving { .. } | State::Cancelling | State::Leaving => false,
             _ => true,
         };
         if at_boundary {

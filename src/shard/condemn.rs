@@ -22,7 +22,7 @@ impl Shard {
     fn condemn_client(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get_mut(key) else { return };
         let socket = client.socket;
-        if let ClientState::Linked(server) = client.state {
+        if let ClientState::Linked(server) | ClientState::Checking(server) = client.state {
             client.state = ClientState::Idle;
             self.condemn_server_alone(server);
         }
@@ -75,7 +75,10 @@ impl Shard {
         let queued: HashSet<ClientKey> = self
             .routes
             .iter()
-            .flat_map(|(_, route)| route.pool.waiting_clients().chain(route.logins.iter().copied()))
+            .flat_map(|(_, route)| {
+                let logging_in = route.logins.iter().chain(&route.checks).copied();
+                route.pool.waiting_clients().chain(logging_in)
+            })
             .collect();
         let clients = self.clients.iter().filter(|(key, client)| self.is_stray_client(*key, client, &queued));
         let servers = self.servers.iter().filter(|(key, server)| self.is_stray_server(*key, server));
@@ -86,8 +89,10 @@ impl Shard {
         match client.state {
             // A link that could be given back carries nothing.
             ClientState::Linked(server) => !self.is_linked(key, server) || self.gives_back(server, key),
+            ClientState::Checking(server) => !self.is_linked(key, server),
             ClientState::Waiting | ClientState::AwaitParameters => !queued.contains(&key),
             ClientState::Startup { .. }
+            | ClientState::Cancelling
             | ClientState::Idle
             | ClientState::Console
             | ClientState::ConsoleWaiting
@@ -105,8 +110,9 @@ impl Shard {
 
     /// Both know it.
     pub(super) fn is_linked(&self, client: ClientKey, server: ServerKey) -> bool {
-        let client_knows =
-            self.clients.get(client).is_some_and(|each| each.state == ClientState::Linked(server));
+        let client_knows = self.clients.get(client).is_some_and(|each| {
+            [ClientState::Linked(server), ClientState::Checking(server)].contains(&each.state)
+        });
         let server_knows = self
             .servers
             .get(server)

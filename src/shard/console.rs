@@ -55,9 +55,9 @@ impl Shard {
         for (name, value) in admin::STATUS {
             backend::put_parameter_status(&mut greeting, name, value);
         }
+        let process = self.process_of(key);
         let Some(client) = self.clients.get_mut(key) else { return };
-        let (process, secret) = client.cancel_key();
-        backend::put_backend_key_data(&mut greeting, process, secret);
+        backend::put_backend_key_data(&mut greeting, process, client.secret);
         backend::put_ready_for_query(&mut greeting);
         client.state = State::Console;
         client.deadline.clear();

@@ -64,9 +64,11 @@ pub enum Effect {
         /// Index of the endpoint in the configuration.
         endpoint: usize,
     },
-    /// Ask PostgreSQL to cancel what a connection is doing that will not be used again.
+    /// Ask PostgreSQL to cancel what a connection is doing, and tell by [`super::Shard::cancelled`].
     Cancel {
-        /// The connection, which is being closed: the request goes to its peer's address.
+        /// The server's entry.
+        server: Key<Server>,
+        /// Its connection, which may be closing: the request goes to its peer's address.
         socket: SocketId,
         /// Process id and key.
         key: (u32, Bytes),

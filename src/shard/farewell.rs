@@ -2,6 +2,7 @@
 //! left, and closed when it cannot be brought to rest for certain.
 
 use super::client::Goodbye;
+use super::parameters::{Answer, resets};
 use super::server::{Cleaning, State};
 use super::{Alarm, ClientKey, Effect, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
@@ -41,11 +42,16 @@ impl Shard {
             {
                 return self.close_broken(key, &nonsense.to_string());
             }
-            if !is_understood(segment.tag) {
+            let replaying = server.replay.is_some();
+            if !replaying && !is_understood(segment.tag) {
                 continue;
             }
-            if let Some(body) = server.hear(&segment, bytes) {
+            let Some(body) = server.hear(&segment, bytes) else { continue };
+            if !replaying {
                 self.idle_message(key, segment.tag, &body);
+            } else if matches!(self.replay_answer(key, segment.tag, &body), Answer::Last) {
+                // Whatever came of it, there is no client to tell.
+                let _ = self.end_replay(key);
             }
         }
     }
@@ -96,7 +102,8 @@ impl Shard {
                     self.close_broken(key, "it ended the session, or could not be cleaned");
                 }
             }
-            tag::PARAMETER_STATUS => {}
+            tag::PARAMETER_STATUS => self.reported(key, body),
+            tag::COMMAND_COMPLETE => server.was_reset |= resets(body),
             _ => self.close_broken(key, &Nonsense { tag: message }.to_string()),
         }
     }
@@ -104,7 +111,8 @@ impl Shard {
     /// The next step for a server whose client left, if the last one is done.
     pub(super) fn advance_cleaning(&mut self, key: ServerKey) {
         let Some(server) = self.servers.get_mut(key) else { return };
-        if !server.owed.is_settled() || server.unsent > 0 || !server.framer.at_boundary() {
+        let halfway = !server.owed.is_settled() || server.unsent > 0 || !server.framer.at_boundary();
+        if halfway || server.cancelling.is_some() {
             return;
         }
         match server.state {
@@ -153,9 +161,9 @@ impl Shard {
     pub(super) fn abandon(&mut self, key: ServerKey, within_body: bool) -> bool {
         let Some(server) = self.servers.get_mut(key) else { return true };
         if matches!(server.state, State::Closing) {
-            return !server.said_goodbye && !server.framer.is_within_body();
+            return !server.said_goodbye && !server.is_within_answer();
         }
-        let can_speak = !server.said_goodbye && !server.framer.is_within_body();
+        let can_speak = !server.said_goodbye && !server.is_within_answer();
         if within_body {
             self.cut_off(key, "its client left in the middle of a message");
         } else if server.owed.copies_in() {
@@ -200,8 +208,9 @@ impl Shard {
     /// Closes a server without a word, which it would take for the rest of a message or not hear before it is done.
     pub(super) fn cut_off(&mut self, key: ServerKey, reason: &str) {
         let Some(server) = self.servers.get(key) else { return };
-        if let (false, Some(key)) = (server.owed.is_settled(), server.key.clone()) {
-            self.effects.push(Effect::Cancel { socket: server.socket(), key });
+        let asked = server.cancelling.is_some();
+        if let (false, false, Some(cancel_key)) = (asked, server.owed.is_settled(), server.key.clone()) {
+            self.effects.push(Effect::Cancel { server: key, socket: server.socket(), key: cancel_key });
         }
         self.log_close(key, reason);
         let linger = self.config.timeouts.server_close;
@@ -241,6 +250,7 @@ impl Shard {
         };
         self.count_end(key, was_idle);
         self.effects.push(Effect::Close { socket, linger });
+        self.forget_cancelling(key);
     }
 
     pub(super) fn server_ended(&mut self, key: ServerKey, error: Option<i32>) {
@@ -322,6 +332,7 @@ fn is_understood(message: u8) -> bool {
             | tag::NOTIFICATION_RESPONSE
             | tag::ERROR_RESPONSE
             | tag::PARAMETER_STATUS
+            | tag::COMMAND_COMPLETE
     )
 }
 

@@ -72,6 +72,8 @@ impl Shard {
             idle_until: departure.idle_until,
             last_session: server.last_session,
             key: server.key,
+            values: server.values,
+            defaults: server.defaults,
             parameters,
             unread: departure.unread,
         };
@@ -115,6 +117,7 @@ impl Shard {
         server.receiving = true;
         server.last_session = moved.last_session;
         server.key = moved.key;
+        (server.values, server.defaults) = (moved.values, moved.defaults);
         let key = self.servers.insert(server);
         self.effects.push(Effect::Receive { socket, on: true });
         self.stats.handed_in += 1;
@@ -125,10 +128,10 @@ impl Shard {
         route.pool.arrives();
         route.counts.handed_in += 1;
         route.refused = None;
-        if route.parameters.is_none() {
-            route.parameters = moved.parameters;
-        }
         let no = route.no;
+        if let (None, Some(parameters)) = (&route.parameters, moved.parameters) {
+            self.learn_defaults(route_key, parameters);
+        }
         self.share(moved.endpoint).arrived(no);
         self.settle_in(key, &moved.unread, moved.idle_until);
         self.welcome_waiting(route_key);

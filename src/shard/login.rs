@@ -7,6 +7,7 @@ use crate::ids::{RouteName, ShardId, SocketId};
 use crate::ledger::Failure;
 use crate::limits::{DRAIN_MAX, DRAINED_BYTES_MAX};
 use crate::mail::Letter;
+use crate::parameters::Values;
 use crate::server::{Login, LoginError, LoginStep, Parameters, ScramResult};
 use crate::wire::error::Report;
 use crate::wire::{Refusal, SqlState, backend, startup};
@@ -96,7 +97,10 @@ impl Shard {
             self.log(LogLevel::Info, None, Some(id), || format!("during login: {notice}"));
         }
         self.log(LogLevel::Info, None, Some(id), || login_text(process, took));
-        self.learn(route_key, Arc::new(parameters));
+        let defaults = self.learn(route_key, Arc::new(parameters));
+        if let Some(server) = self.servers.get_mut(key) {
+            (server.values, server.defaults) = (defaults.clone(), defaults);
+        }
         self.dial_succeeded(key);
         if rest.is_empty() && self.servers.get(key).is_some_and(Server::is_at_rest) {
             self.rest(key);
@@ -108,28 +112,28 @@ impl Shard {
 
     /// A server of ours has said what it reports. Other shards are told what is news, for a client that logs in there
     /// must not have to wait until a server comes to them.
-    fn learn(&mut self, key: RouteKey, parameters: Arc<Parameters>) {
-        let Some(route) = self.routes.get_mut(key) else { return };
-        if route.parameters.as_ref() == Some(&parameters) {
-            return;
+    fn learn(&mut self, key: RouteKey, parameters: Arc<Parameters>) -> Arc<Values> {
+        let known = self.routes.get(key).and_then(|route| route.parameters.as_ref()) == Some(&parameters);
+        let defaults = self.learn_defaults(key, parameters.clone());
+        let Some(route) = self.routes.get_mut(key) else { return defaults };
+        if known {
+            return defaults;
         }
-        route.parameters = Some(parameters.clone());
         let name = route.name.clone();
         self.remember(name.clone(), parameters.clone());
         for other in (0..self.shards).map(|shard| ShardId(shard as u16)).filter(|&shard| shard != self.id) {
             let letter = Letter::Parameters(Box::new((name.clone(), parameters.clone())));
             self.effects.push(Effect::Mail { to: other, letter });
         }
+        defaults
     }
 
     /// A server of another shard has said what it reports.
     pub(super) fn hear_parameters(&mut self, name: RouteName, parameters: Arc<Parameters>) {
         let key = self.routes_by_name.get(&name).copied();
         self.remember(name, parameters.clone());
-        if let Some(route) = key.and_then(|key| self.routes.get_mut(key)) {
-            route.parameters = Some(parameters);
-        }
         if let Some(key) = key {
+            self.learn_defaults(key, parameters);
             self.welcome_waiting(key);
         }
     }
@@ -144,14 +148,16 @@ impl Shard {
     /// Lets in who waited to learn what the route's servers report.
     pub(super) fn welcome_waiting(&mut self, route: RouteKey) {
         let Some(route) = self.routes.get_mut(route) else { return };
-        let Some(parameters) = route.parameters.clone() else { return };
+        if route.parameters.is_none() {
+            return;
+        }
         let (endpoint, no) = (route.endpoint, route.no);
         let waiting = std::mem::take(&mut route.logins);
         if !waiting.is_empty() {
             self.share(endpoint).probe(no, None);
         }
         for client in waiting {
-            self.welcome(client, &parameters);
+            self.admit(client);
         }
     }
 

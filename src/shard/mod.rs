@@ -1,8 +1,8 @@
 //! The whole state of one core, and every decision it takes: clients, servers, pools, permits, deadlines.
 //!
 //! Pure: events in ([`Shard::accepted`], [`Shard::received`], [`Shard::sent`], [`Shard::ended`], [`Shard::closed`],
-//! [`Shard::taken`], [`Shard::dialed`], [`Shard::scram_done`], [`Shard::mail`], [`Shard::tick`], [`Shard::drain`],
-//! [`Shard::configure`]; for the console [`Shard::observed`] and [`Shard::reloaded`]), effects out
+//! [`Shard::taken`], [`Shard::dialed`], [`Shard::cancelled`], [`Shard::scram_done`], [`Shard::mail`], [`Shard::tick`],
+//! [`Shard::drain`], [`Shard::configure`]; for the console [`Shard::observed`] and [`Shard::reloaded`]), effects out
 //! ([`Shard::take_effects`], to be applied after each event). The time comes in with [`Shard::set_time`].
 //!
 //! ```text
@@ -13,6 +13,7 @@
 //! A server is released (Linked -> Idle, or straight to the client that waits longest) in the same step in which the
 //! last byte of its last answer is handed to the ring: before its client can read it.
 
+mod cancel;
 mod client;
 mod condemn;
 mod configure;
@@ -22,6 +23,7 @@ mod effect;
 mod farewell;
 mod hand_over;
 mod login;
+mod parameters;
 mod permits;
 mod pools;
 mod report;
@@ -44,6 +46,7 @@ use crate::ledger::{Ledger, RouteNo};
 use crate::log_line::Line;
 use crate::mail::Letter;
 use crate::metrics::{RecentWaits, RouteCounts, Stats};
+use crate::parameters::{Accepted, Registry, Values};
 use crate::pool::Pool;
 use crate::random::Random;
 use crate::server::{Credentials, Parameters, ScramResult};
@@ -81,9 +84,12 @@ pub struct Shard {
     deadlines: Deadlines<Alarm>,
     effects: Vec<Effect>,
     console: Console,
+    registry: Registry,
     draining: bool,
     /// Which of the homes of its route the next client is steered to.
     steering_turn: usize,
+    /// Cancel requests sent to other shards that are not answered yet.
+    cancels_abroad: usize,
     random: Random,
     stats: Stats,
 }
@@ -102,6 +108,13 @@ struct Route {
     logins: VecDeque<ClientKey>,
     /// What the server that logged in last reported.
     parameters: Option<Arc<Parameters>>,
+    /// Of that, what follows a client.
+    defaults: Arc<Values>,
+    accepted: Accepted,
+    /// Clients that log in and ask for values that must be checked.
+    checks: VecDeque<ClientKey>,
+    /// The one of them that waits for a server, or has it.
+    checking: Option<ClientKey>,
     /// The server refused this route's login; until then nobody asks again.
     refused: Option<(Instant, Bytes, Report)>,
     clients: usize,
@@ -160,10 +173,12 @@ impl Shard {
             deadlines: Deadlines::default(),
             effects: Vec::new(),
             console: Console::default(),
+            registry: Registry::default(),
             draining: false,
             // The shards do not all begin with the same one.
             steering_turn: usize::from(id.0),
             random: Random::new(seed),
+            cancels_abroad: 0,
             stats: Stats::default(),
         }
     }
@@ -267,6 +282,14 @@ impl Shard {
             Letter::Parameters(heard) => {
                 let (name, parameters) = *heard;
                 self.hear_parameters(name, parameters);
+                None
+            }
+            Letter::Cancel(order) => {
+                self.cancel_ordered(from, &order);
+                None
+            }
+            Letter::Cancelled(asker) => {
+                self.cancel_answered(asker);
                 None
             }
             Letter::Inquire => {

@@ -7,6 +7,7 @@ use crate::config::{LogLevel, PoolMode};
 use crate::ids::RouteName;
 use crate::ledger::{Failure, Rest};
 use crate::metrics::{RecentWaits, RouteCounts};
+use crate::parameters::Accepted;
 use crate::pool::Pool;
 use crate::server::Credentials;
 use crate::time::Instant;
@@ -14,6 +15,7 @@ use crate::wire::error::Report;
 use crate::wire::{Refusal, SqlState};
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 impl Shard {
@@ -43,6 +45,8 @@ impl Shard {
         let (mode, dbname) =
             (self.config.pool_mode_of(settings), settings.name_on_server(&name.database).to_owned());
         let no = self.share(endpoint).enter(name);
+        let reported = self.reported.get(name).cloned();
+        let defaults = reported.as_ref().map(|reported| self.defaults_of(reported)).unwrap_or_default();
         let key = self.routes.insert(Route {
             no,
             endpoint,
@@ -52,7 +56,11 @@ impl Shard {
             name: name.clone(),
             pool: Pool::default(),
             logins: VecDeque::new(),
-            parameters: self.reported.get(name).cloned(),
+            parameters: reported,
+            defaults,
+            accepted: Accepted::default(),
+            checks: VecDeque::new(),
+            checking: None,
             refused: None,
             clients: 0,
             waits: RecentWaits::default(),
@@ -68,8 +76,9 @@ impl Shard {
         let now = self.now;
         let Some(route) = self.routes.get_mut(key) else { return };
         route.clients += 1;
-        if let Some(parameters) = route.parameters.clone() {
-            return self.welcome(client, &parameters);
+        if route.parameters.is_some() {
+            self.set_client_deadline(client, now.deadline(self.config.timeouts.query_wait));
+            return self.admit(client);
         }
         match &route.refused {
             Some((until, error, report)) if *until > now => {
@@ -164,10 +173,15 @@ impl Shard {
             "a client has one server"
         );
         assert!(server.may_be_linked(), "a server that is given to a client is at rest");
-        client.state = ClientState::Linked(server_key);
+        let checking = client.state == ClientState::AwaitParameters;
+        client.state = match checking {
+            true => ClientState::Checking(server_key),
+            false => ClientState::Linked(server_key),
+        };
         client.deadline.clear();
         server.deadline.clear();
         server.state = ServerState::Linked(client_key);
+        let same = Arc::ptr_eq(&client.values, &server.values);
         if self.config.log.level >= LogLevel::Debug && server.last_session != session {
             let connection = server.id;
             self.log(LogLevel::Debug, session, Some(connection), || "linked to another session".into());
@@ -176,6 +190,12 @@ impl Shard {
         server.last_session = session;
         if self.routes.get(server.route).is_some_and(|route| route.mode == PoolMode::Session) {
             self.pin(server_key);
+        }
+        if checking {
+            self.set_client_deadline(client_key, self.now.deadline(self.config.timeouts.query_wait));
+        }
+        if checking || !same {
+            self.replay(client_key, server_key);
         }
     }
 
@@ -197,14 +217,21 @@ impl Shard {
     pub(super) fn rest(&mut self, key: ServerKey) {
         let Some(server) = self.servers.get_mut(key) else { return };
         assert!(server.is_at_rest(), "a server that rests owes nothing");
+        if server.was_reset {
+            self.forget_unreported(key);
+        }
+        let Some(server) = self.servers.get_mut(key) else { return };
         server.state = ServerState::Idle;
         let (route_key, endpoint) = (server.route, server.endpoint);
-        let expired = server.expires <= self.now;
+        let (expired, doomed) = (server.expires <= self.now, server.doomed);
         let Some(no) = self.routes.get(route_key).map(|route| route.no) else {
             unreachable!("a route lives as long as it has servers")
         };
         if self.draining {
             return self.close_server(key, "shutting down");
+        }
+        if let Some(reason) = doomed {
+            return self.close_server(key, reason);
         }
         if expired {
             return self.close_server(key, "server_lifetime");

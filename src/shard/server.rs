@@ -1,6 +1,8 @@
 //! The servers of a shard, and their answers. How they log in is in `login`, how they end in `farewell`.
 
+use super::cancel::Cancelling;
 use super::hand_over::Departure;
+use super::parameters::resets;
 use super::{Alarm, ClientKey, Deadline, Effect, Piece, RouteKey, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
 use crate::ids::{ConnectionId, SessionId, ShardId, SocketId};
@@ -8,6 +10,7 @@ use crate::ledger::Permit;
 use crate::limits::{
     DRAIN_MAX, DRAINED_BYTES_MAX, UNDERSTOOD_BYTES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW,
 };
+use crate::parameters::{Replay, Values};
 use crate::server::{Login, Owed};
 use crate::time::Instant;
 use crate::wire::backend::{self, Status, tag};
@@ -15,6 +18,7 @@ use crate::wire::error::Report;
 use crate::wire::{Framer, Kept, Refusal, Segment, SqlState};
 use bytes::Bytes;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A server connection.
 pub struct Server {
@@ -46,6 +50,18 @@ pub struct Server {
     pub(super) deadline: Deadline,
     pub(super) last_session: Option<SessionId>,
     pub(super) key: Option<(u32, Bytes)>,
+    /// A cancel request is under way to it: nobody else may have it until that is over.
+    pub(super) cancelling: Option<Box<Cancelling>>,
+    /// What its session's parameters are.
+    pub(super) values: Arc<Values>,
+    /// What they were when it had logged in.
+    pub(super) defaults: Arc<Values>,
+    /// It is being given its client's.
+    pub(super) replay: Option<Box<Replay>>,
+    /// It said that its session was reset.
+    pub(super) was_reset: bool,
+    /// Why it is closed as soon as it rests.
+    pub(super) doomed: Option<&'static str>,
 }
 
 pub(super) enum State {
@@ -106,6 +122,12 @@ impl Server {
             deadline: Deadline::default(),
             last_session: None,
             key: None,
+            cancelling: None,
+            values: Arc::default(),
+            defaults: Arc::default(),
+            replay: None,
+            was_reset: false,
+            doomed: None,
         }
     }
 
@@ -125,7 +147,7 @@ impl Server {
         self.unsent
     }
 
-    /// Nothing is owed, unread or unsent, and no transaction is open.
+    /// Nothing is owed, unread or unsent, no transaction is open, and no cancel request is under way.
     #[inline]
     pub(super) fn is_at_rest(&self) -> bool {
         self.status == Status::Idle
@@ -133,6 +155,12 @@ impl Server {
             && !self.owed.in_doubt()
             && self.unsent == 0
             && self.framer.at_boundary()
+            && self.cancelling.is_none()
+    }
+
+    /// Its client has got part of a message.
+    pub(super) fn is_within_answer(&self) -> bool {
+        self.replay.is_none() && self.framer.is_within_body()
     }
 
     #[inline]
@@ -164,6 +192,8 @@ struct Answer {
     goodbye: Option<Report>,
     /// A ReadyForQuery was among it.
     ready: bool,
+    /// Parameters that it reported.
+    reports: Vec<Bytes>,
 }
 
 impl Answer {
@@ -205,6 +235,12 @@ impl Shard {
         let statement_mode = route.is_some_and(|route| route.mode == PoolMode::Statement);
         while at < bytes.len() {
             let Some(server) = self.servers.get_mut(key) else { return };
+            if server.replay.is_some() {
+                if self.replay_received(key, client, bytes, &mut at) {
+                    continue;
+                }
+                return;
+            }
             let answer = read_answer(server, bytes, &mut at, statement_mode);
             let settled = server.owed.is_settled();
             self.stats.transactions += u64::from(answer.ready && server.status == Status::Idle);
@@ -232,6 +268,9 @@ impl Shard {
         if let Some(report) = &answer.goodbye {
             self.heard_goodbye(key, report);
         }
+        for report in &answer.reports {
+            self.reported(key, report);
+        }
         if let Some(broken) = answer.broken {
             self.break_link(key, client, broken);
             return false;
@@ -253,6 +292,9 @@ impl Shard {
     /// A server says more behind the end of its answer. That is not for the client that gives it back, nor for the
     /// next: it might be the news that the server goes.
     fn take_back(&mut self, key: ServerKey, client: ClientKey, bytes: &[u8]) {
+        if self.servers.get(key).is_some_and(|server| server.was_reset) {
+            self.restore(key, client);
+        }
         self.unlink_client(client);
         let Some(server) = self.servers.get_mut(key) else { return };
         server.state = State::Draining(DRAINED_BYTES_MAX);
@@ -266,11 +308,22 @@ impl Shard {
         let Some(server) = self.servers.get_mut(key) else { return };
         let route = server.route;
         if server.is_at_rest() {
+            let was_reset = server.was_reset;
             if !self.client_within_body(client) {
+                if was_reset {
+                    self.restore(key, client);
+                }
                 self.release(key, client, route);
             }
         } else if server.owed.is_settled() && server.unsent == 0 {
             self.settled(key, client);
+        }
+    }
+
+    /// Something that held a linked server is over, and was no message of its.
+    pub(super) fn ready_again(&mut self, key: ServerKey, client: ClientKey) {
+        if self.servers.get(key).is_some_and(|server| server.owed.is_settled() && server.unsent == 0) {
+            self.ready(key, client);
         }
     }
 
@@ -374,8 +427,14 @@ impl Shard {
 /// what it means for the account.
 #[inline]
 fn read_answer(server: &mut Server, bytes: &[u8], at: &mut usize, statement_mode: bool) -> Answer {
-    let mut answer =
-        Answer { kept: Kept::default(), range: *at..*at, broken: None, goodbye: None, ready: false };
+    let mut answer = Answer {
+        kept: Kept::default(),
+        range: *at..*at,
+        broken: None,
+        goodbye: None,
+        ready: false,
+        reports: Vec::new(),
+    };
     let kept = server.framer.kept();
     loop {
         let segment = match server.framer.next(bytes, at, backend::longest) {
@@ -413,6 +472,14 @@ fn read_answer(server: &mut Server, bytes: &[u8], at: &mut usize, statement_mode
             tag::ERROR_RESPONSE => {
                 let report = server.hear(&segment, bytes).map(|body| Report::read(&body));
                 answer.goodbye = report.filter(Report::is_fatal).or(answer.goodbye);
+            }
+            tag::PARAMETER_STATUS => answer.reports.extend(server.hear(&segment, bytes)),
+            tag::COMMAND_COMPLETE => {
+                let was_reset = match segment.whole_body(bytes) {
+                    Some(body) => resets(body),
+                    None => server.hear(&segment, bytes).is_some_and(|body| resets(&body)),
+                };
+                server.was_reset |= was_reset;
             }
             _ => {}
         }

@@ -21,12 +21,14 @@ impl SqlState {
     pub const INVALID_AUTHORIZATION: Self = Self(*b"28000");
     /// 3D000: no such database.
     pub const INVALID_CATALOG_NAME: Self = Self(*b"3D000");
-    /// 42601: a command that does not exist.
+    /// 42601: what was said cannot be read.
     pub const SYNTAX_ERROR: Self = Self(*b"42601");
     /// 42501: an operation that this route refuses.
     pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");
     /// 53300: a limit on connections.
     pub const TOO_MANY_CONNECTIONS: Self = Self(*b"53300");
+    /// 57014: somebody asked to cancel this.
+    pub const QUERY_CANCELED: Self = Self(*b"57014");
     /// 57P01: the administrator ends this connection.
     pub const ADMIN_SHUTDOWN: Self = Self(*b"57P01");
     /// 57P03: the server is starting up, or shutting down.
@@ -61,7 +63,8 @@ impl fmt::Debug for SqlState {
     }
 }
 
-/// Why we refuse a client or end its session, in words it may read.
+/// Why we refuse a client or end its session, in words it may read. FATAL, unless it is [said](Refusal::to_error) of one
+/// statement only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The SQLSTATE.
@@ -137,6 +140,20 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// A server's error as the last thing a session hears: the body of its ErrorResponse, made FATAL.
+pub fn as_fatal(body: &[u8]) -> Bytes {
+    let mut fatal = BytesMut::with_capacity(body.len() + 8);
+    for field in body.split(|&byte| byte == 0).take_while(|field| !field.is_empty()) {
+        match field[0] {
+            kind @ (b'S' | b'V') => fatal.extend_from_slice(&[&[kind], &b"FATAL"[..]].concat()),
+            _ => fatal.extend_from_slice(field),
+        }
+        fatal.put_u8(0);
+    }
+    fatal.put_u8(0);
+    super::backend::message(super::backend::tag::ERROR_RESPONSE, &fatal)
+}
+
 /// The fields of an ErrorResponse or NoticeResponse that a log line or a decision needs. Missing ones are empty:
 /// a server may leave out any of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -194,6 +211,15 @@ mod tests {
         let report = Report::read(&message[5..]);
         assert_eq!(report.to_string(), "FATAL 53300: noroom");
         assert!(report.is_fatal());
+        let error = Refusal::new(SqlState::QUERY_CANCELED, "stop").to_error();
+        assert!(!Report::read(&error[5..]).is_fatal());
+    }
+
+    #[test]
+    fn an_error_becomes_fatal() {
+        let message = as_fatal(b"SFEHLER\0VERROR\0C22023\0Mno\0\0");
+        assert_eq!(&message[5..], b"SFATAL\0VFATAL\0C22023\0Mno\0\0");
+        assert_eq!(&as_fatal(b"")[..], b"E\0\0\0\x05\0");
     }
 
     #[test]

@@ -65,14 +65,20 @@ pub fn sasl_response(data: &[u8]) -> Bytes {
 }
 
 fn message(tag: u8, parts: &[&[u8]]) -> Bytes {
-    let body: usize = parts.iter().map(|part| part.len()).sum();
-    let mut bytes = BytesMut::with_capacity(body + 5);
-    bytes.put_u8(tag);
-    bytes.put_u32(u32::try_from(body + 4).unwrap_or(u32::MAX));
-    for part in parts {
-        bytes.put_slice(part);
-    }
+    let mut bytes = BytesMut::new();
+    put(&mut bytes, tag, parts);
     bytes.freeze()
+}
+
+/// Appends a message whose body is `parts`, one behind the other.
+pub fn put(to: &mut BytesMut, tag: u8, parts: &[&[u8]]) {
+    let body: usize = parts.iter().map(|part| part.len()).sum();
+    to.reserve(body + 5);
+    to.put_u8(tag);
+    to.put_u32(u32::try_from(body + 4).unwrap_or(u32::MAX));
+    for part in parts {
+        to.put_slice(part);
+    }
 }
 
 #[cfg(test)]

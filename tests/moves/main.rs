@@ -2,7 +2,9 @@
 //! come in between. The very shards that run in production, without ring and kernel.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)]
 
+mod cancel;
 mod hand_over;
 mod hot_path;
+mod parameters;
 mod shards;
 mod steering;

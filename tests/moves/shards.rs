@@ -22,6 +22,8 @@ pub struct Side {
     pub letters: Vec<(ShardId, Letter<Socket>)>,
     /// The connection that was just taken out.
     taken: Option<Socket>,
+    /// Servers that cancel requests were sent to.
+    pub cancels: Vec<Key<Server>>,
     /// Lines of the log with the connection or session they concern.
     pub log: Vec<String>,
 }
@@ -78,8 +80,17 @@ impl Shards {
         let side = |index| {
             let mut shard = Shard::new(config.clone(), ShardId(index as u16), count, 1);
             shard.set_time(now);
-            let (sockets, dials, letters, log) = Default::default();
-            Side { shard, sockets, next_slot: 10 * (index as u32 + 1), dials, letters, taken: None, log }
+            let (sockets, dials, letters, cancels, log) = Default::default();
+            Side {
+                shard,
+                sockets,
+                next_slot: 10 * (index as u32 + 1),
+                dials,
+                letters,
+                taken: None,
+                cancels,
+                log,
+            }
         };
         Self { sides: (0..count).map(side).collect(), now }
     }
@@ -190,8 +201,19 @@ impl Side {
 
     /// A client that has sent its startup packet.
     pub fn log_in(&mut self) -> Owner {
+        self.log_in_with(&[])
+    }
+
+    /// The same with more parameters.
+    pub fn log_in_with(&mut self, parameters: &[(&str, &str)]) -> Owner {
+        let mut body = startup()[4..].to_vec();
+        body.pop();
+        for (name, value) in parameters {
+            body.extend(format!("{name}\0{value}\0").bytes());
+        }
+        body.push(0);
         let owner = self.connect();
-        self.receive(owner, &startup());
+        self.receive(owner, &[&(body.len() as u32 + 4).to_be_bytes()[..], &body].concat());
         owner
     }
 
@@ -206,6 +228,7 @@ impl Side {
         let hello = [
             message(b'R', &[0; 4]),
             message(b'S', b"server_version\x0015\0"),
+            message(b'S', b"TimeZone\0UTC\0"),
             message(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]),
             message(b'Z', b"I"),
         ];
@@ -354,7 +377,8 @@ impl Side {
                 let id = id.or(line.fields.session.map(|id| id.to_string())).unwrap_or_default();
                 self.log.push(format!("{id} {}", line.message));
             }
-            Effect::Cancel { .. } | Effect::Compute { .. } | Effect::Observe | Effect::Reload { .. } => {
+            Effect::Cancel { server, .. } => self.cancels.push(server),
+            Effect::Compute { .. } | Effect::Observe | Effect::Reload { .. } => {
                 panic!("nothing of that in these tests")
             }
         }

@@ -1,8 +1,11 @@
 //! Clients steered at login.
 
 use crate::shards::{Shards, answer, config, query, startup};
+use pgpinion::cancel_key::process_of;
 use pgpinion::config::Config;
+use pgpinion::ids::ShardId;
 use pgpinion::ledger::PERMITS_PER_HOME;
+use pgpinion::shard::Party;
 
 /// One permit: a route lives on one shard.
 fn scarce() -> Config {
@@ -51,12 +54,14 @@ fn a_client_goes_to_the_home_of_its_route_and_is_served_there() {
     assert_eq!(there.shard.census().clients, before + 1);
     assert_eq!(there.shard.stats().steered_in, 2);
     assert!(!there.sockets.values().any(|socket| socket.taking), "it moves once");
-    let slot = there.sockets.last_key_value().unwrap().0.to_be_bytes();
+    let owner = there.sockets.last_key_value().unwrap().1.owner.unwrap();
+    let Party::Client(client) = Party::from_owner(owner) else { panic!("a client came") };
+    let place = process_of(ShardId(home as u16), client.slot(), 4).to_be_bytes();
     shards.settle();
     let there = &mut shards.sides[home];
     there.dial();
     let greeted = there.sockets.values().any(|socket| {
-        let key = [b"K\0\0\0\x0c".as_slice(), &slot].concat();
+        let key = [b"K\0\0\0\x0c".as_slice(), &place].concat();
         socket.sent.windows(key.len()).any(|bytes| bytes == key)
     });
     assert!(greeted, "its cancel key names its place on the shard it stays on");

@@ -15,6 +15,7 @@ mod random;
 mod wire;
 
 mod asynchronous;
+mod cancel;
 mod console;
 mod copy;
 mod fairness;
@@ -24,6 +25,7 @@ mod isolation;
 mod lifecycle;
 mod load;
 mod login;
+mod parameters;
 mod pooling;
 mod pressure;
 mod reload;

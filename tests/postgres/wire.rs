@@ -284,6 +284,8 @@ pub struct Client {
     last_error: Option<PgError>,
     /// All ParameterStatus so far, in order.
     pub parameters: Vec<(String, String)>,
+    /// The process id and key of BackendKeyData.
+    pub key: Option<(u32, Vec<u8>)>,
 }
 
 impl Client {
@@ -310,6 +312,7 @@ impl Client {
             tokens: Tokens::new(),
             last_error: None,
             parameters: Vec::new(),
+            key: None,
         }
     }
 
@@ -318,6 +321,17 @@ impl Client {
         let reply = self.collect()?;
         assert_eq!(reply.status, b'I', "a login ends idle");
         Ok(())
+    }
+
+    /// What the server last said a parameter is.
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        let found = self.parameters.iter().rev().find(|(each, _)| each == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// The process id and key to cancel with.
+    pub fn key(&self) -> (u32, Vec<u8>) {
+        self.key.clone().expect("a login tells them")
     }
 
     /// How long each message may take from now on.
@@ -526,6 +540,10 @@ impl Client {
                 let mut part = || text(parts.next().unwrap_or_default());
                 self.parameters.push((part(), part()));
             }
+            b'K' => {
+                let (process, key) = message.body.split_first_chunk().expect("a process id");
+                self.key = Some((u32::from_be_bytes(*process), key.to_vec()));
+            }
             b'Z' => self.last_error = None,
             _ => {}
         }
@@ -632,6 +650,14 @@ pub fn startup(parameters: &[(&str, &str)]) -> Vec<u8> {
     }
     body.push(0);
     packet(&body)
+}
+
+/// Asks for what the session with this key does to be cancelled, and waits until that was seen to.
+pub fn cancel(address: &Address, (process, key): &(u32, Vec<u8>)) {
+    let body = [&CANCEL_REQUEST.to_be_bytes()[..], &process.to_be_bytes(), key].concat();
+    let mut asker = Client::dial(address).expect("an address");
+    asker.send(&packet(&body)).expect("open");
+    assert!(asker.is_closed_within(DEADLINE), "a cancel request is not answered by closing");
 }
 
 /// A message without a tag, as before a login.
@@ -803,6 +829,7 @@ fn is_timeout(error: &io::Error) -> bool {
 
 /// No request of these tests takes longer unless it says so.
 pub const DEADLINE: Duration = Duration::from_secs(20);
+const CANCEL_REQUEST: u32 = 80_877_102;
 pub const PROTOCOL_3: u32 = 3 << 16;
 pub const TOKEN_PREFIX: &str = "~tK7q~";
 const TOKEN_BYTES: usize = TOKEN_PREFIX.len() + 24;

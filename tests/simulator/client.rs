@@ -63,7 +63,15 @@ impl Client {
             .flat_map(|turn| transaction(chance, &format!("{name}-{turn}")))
             .collect();
         let mut body = vec![0, 3, 0, 0];
-        body.extend(format!("user\0{user}\0database\0{database}\0\0").bytes());
+        body.extend(format!("user\0{user}\0database\0{database}\0").bytes());
+        let mut reference = Postgres::logged_in();
+        if chance.one_in(3) {
+            // A zone has to be checked by a server, a name has not.
+            let zone = ["PRC", "UTC", "Asia/Tokyo"][chance.below(3)];
+            body.extend(format!("TimeZone\0{zone}\0application_name\0{name}\0").bytes());
+            reference.ask_for([("TimeZone", zone), ("application_name", &name)]);
+        }
+        body.push(0);
         let mut unsent = (body.len() as u32 + 4).to_be_bytes().to_vec();
         unsent.extend(body);
         Self {
@@ -73,7 +81,7 @@ impl Client {
             stalls_until: Instant::default(),
             unsent,
             steps,
-            reference: Postgres::logged_in(),
+            reference,
             console: None,
             received: Vec::new(),
             greeted: false,
@@ -211,7 +219,7 @@ fn transaction(chance: &mut Chance, token: &str) -> Vec<Vec<u8>> {
     };
     let sync = || message(b'S', b"");
     let copy = |end: u8| [message(b'd', b"row"), message(b'd', b"row"), message(end, b"")].concat();
-    match chance.below(16) {
+    match chance.below(20) {
         0 => vec![query(&format!("ECHO {token}"))],
         1 => vec![query(&format!("ECHO {token};NOTICE {token};MANY {token}"))],
         2 => vec![
@@ -242,6 +250,16 @@ fn transaction(chance: &mut Chance, token: &str) -> Vec<Vec<u8>> {
             query(&format!("ECHO {token}")),
         ],
         13 => vec![[batch(&format!("COPYIN {token}")), sync(), copy(b'c'), sync()].concat()],
+        15 => vec![query(&format!("SET {token}")), query(&format!("SHOW {token}"))],
+        16 => vec![
+            query(&format!("SHOWZONE {token};SHOW {token}")),
+            [batch(&format!("SHOW {token}")), sync()].concat(),
+        ],
+        17 | 18 => {
+            let end = ["COMMIT", "ROLLBACK"][chance.below(2)];
+            let begin = [query(&format!("BEGIN {token}")), query(&format!("SET {token}-x"))].concat();
+            vec![begin, query(&format!("{end} {token}")), query(&format!("SHOW {token}"))]
+        }
         14 => vec![(0..10).map(|_| query(&format!("ECHO {token}"))).collect::<Vec<_>>().concat()],
         _ => vec![query(""), query(&format!("NOTICE {token}"))],
     }

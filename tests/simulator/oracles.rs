@@ -51,7 +51,12 @@ impl World {
             Letter::Lost(lost) => lost.endpoint == endpoint,
             Letter::ToLedger(to) => to.0 == endpoint && matches!(to.1, Request::Returned { .. }),
             Letter::FromLedger(from) => from.0 == endpoint && matches!(from.1, Order::Grant { .. }),
-            Letter::Client(..) | Letter::Parameters(_) | Letter::Inquire | Letter::Report(_) => false,
+            Letter::Client(..)
+            | Letter::Parameters(_)
+            | Letter::Cancel(_)
+            | Letter::Cancelled(_)
+            | Letter::Inquire
+            | Letter::Report(_) => false,
         });
         let carried = carried.count();
         let given = self.nodes.iter().find_map(|node| node.shard.permits_given(endpoint));

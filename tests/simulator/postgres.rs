@@ -1,7 +1,8 @@
 //! A model of PostgreSQL: as much of the protocol chapter as a pooler can get wrong.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 /// What one backend does with bytes.
-#[derive(Default)]
 pub struct Postgres {
     input: Vec<u8>,
     pub output: Vec<u8>,
@@ -13,6 +14,15 @@ pub struct Postgres {
     copying: Option<Copying>,
     statement: Option<String>,
     portal: Option<String>,
+    /// Statements with names.
+    named: BTreeSet<String>,
+    /// A bound set_config: name and value.
+    setting: Option<(String, Option<String>)>,
+    /// The session's parameters, and what was reported of them.
+    parameters: BTreeMap<&'static str, String>,
+    reported: BTreeMap<&'static str, String>,
+    /// The parameters before the transaction that is open.
+    before: Option<BTreeMap<&'static str, String>>,
     pub gone: bool,
     /// The client whose transaction is open, as named by its statements.
     owner: Option<String>,
@@ -34,10 +44,49 @@ enum Copying {
     Extended,
 }
 
+impl Default for Postgres {
+    fn default() -> Self {
+        Self {
+            input: Vec::new(),
+            output: Vec::new(),
+            started: false,
+            status: Status::Idle,
+            skipping: false,
+            extended: false,
+            copying: None,
+            statement: None,
+            portal: None,
+            named: BTreeSet::new(),
+            setting: None,
+            parameters: defaults(),
+            reported: defaults(),
+            before: None,
+            gone: false,
+            owner: None,
+            violations: Vec::new(),
+        }
+    }
+}
+
+/// What a session begins with.
+fn defaults() -> BTreeMap<&'static str, String> {
+    [("TimeZone", "UTC"), ("application_name", ""), ("search_path", "public")]
+        .map(|(name, value)| (name, value.to_owned()))
+        .into()
+}
+
 impl Postgres {
     /// A backend whose client has logged in already: the reference that a client compares with.
     pub fn logged_in() -> Self {
         Self { started: true, ..Self::default() }
+    }
+
+    /// What the startup packet asks for.
+    pub fn ask_for<'a>(&mut self, parameters: impl IntoIterator<Item = (&'static str, &'a str)>) {
+        for (name, value) in parameters {
+            self.parameters.insert(name, value.to_owned());
+            self.reported.insert(name, value.to_owned());
+        }
     }
 
     pub fn is_logged_in(&self) -> bool {
@@ -63,6 +112,9 @@ impl Postgres {
             self.started = true;
             self.put(b'R', &[0; 4]);
             self.put(b'S', b"server_version\0model\0");
+            for (name, value) in self.reported.clone() {
+                self.put(b'S', format!("{name}\0{value}\0").as_bytes());
+            }
             self.put(b'K', &[0, 0, 0, 1, 0, 0, 0, 2]);
             self.ready();
         }
@@ -80,6 +132,13 @@ impl Postgres {
         let text = String::from_utf8_lossy(body).trim_end_matches('\0').to_owned();
         match tag {
             b'Q' => self.simple(&text),
+            b'P' if body[0] != 0 => self.parse_named(body),
+            b'B' if body[1] != 0 => self.bind_named(body),
+            b'E' if self.setting.is_some() => self.set_config(),
+            b'C' if body[0] == b'S' && body[1] != 0 => {
+                self.named.remove(text.trim_start_matches('S'));
+                self.put(b'3', b"");
+            }
             b'P' => {
                 self.statement = Some(text.trim_matches('\0').to_owned());
                 if text.contains("BADPARSE") { self.error("syntax") } else { self.put(b'1', b"") }
@@ -108,6 +167,47 @@ impl Postgres {
             b'X' => self.gone = true,
             _ => self.violations.push(format!("message type {tag}")),
         }
+    }
+
+    /// The only named statement there is: set_config.
+    fn parse_named(&mut self, body: &[u8]) {
+        let name = until_zero(body);
+        if !self.named.insert(name.clone()) {
+            self.violations.push(format!("statement {name} exists"));
+        }
+        self.put(b'1', b"");
+    }
+
+    fn bind_named(&mut self, body: &[u8]) {
+        let name = until_zero(&body[1..]);
+        if !self.named.contains(&name) {
+            self.violations.push(format!("statement {name} does not exist"));
+        }
+        let mut rest = &body[1 + name.len() + 1 + 4..];
+        let mut value = || {
+            let length = u32::from_be_bytes(rest[..4].try_into().unwrap());
+            let here = if length == u32::MAX { 0 } else { length as usize };
+            let text = String::from_utf8(rest[4..4 + here].to_vec()).unwrap();
+            rest = &rest[4 + here..];
+            (length != u32::MAX).then_some(text)
+        };
+        let name = value().unwrap();
+        self.setting = Some((name, value()));
+        self.put(b'2', b"");
+    }
+
+    fn set_config(&mut self) {
+        let Some((name, value)) = self.setting.take() else { return };
+        if self.status != Status::Idle {
+            self.violations.push(format!("{name} set in a transaction"));
+        }
+        let known = defaults().into_keys().find(|known| *known == name);
+        let Some(name) = known else { return self.error("no such parameter") };
+        let value = value.unwrap_or_else(|| defaults()[name].clone());
+        let row = [&[0, 1], &(value.len() as u32).to_be_bytes()[..], value.as_bytes()].concat();
+        self.parameters.insert(name, value);
+        self.put(b'D', &row);
+        self.put(b'C', b"SELECT 1\0");
     }
 
     fn simple(&mut self, text: &str) {
@@ -149,15 +249,31 @@ impl Postgres {
                     self.violations.push(format!("{statement} within a transaction"));
                 }
                 self.status = Status::Transaction;
+                self.before = Some(self.parameters.clone());
                 self.owner = Some(client);
                 self.put(b'C', b"BEGIN\0");
             }
             "COMMIT" | "ROLLBACK" => {
+                let before =
+                    self.before.take().filter(|_| verb == "ROLLBACK" || self.status == Status::Failed);
+                if let Some(name) = before.and_then(|mut before| before.remove("application_name")) {
+                    self.parameters.insert("application_name", name);
+                }
                 self.status = Status::Idle;
                 self.owner = None;
                 self.put(b'C', format!("{verb}\0").as_bytes());
             }
-            "DISCARD" => self.put(b'C', b"DISCARD ALL\0"),
+            "DISCARD" => {
+                self.parameters = defaults();
+                self.named.clear();
+                self.put(b'C', b"DISCARD ALL\0");
+            }
+            "SHOW" | "SHOWZONE" => {
+                let name = if verb == "SHOW" { "application_name" } else { "TimeZone" };
+                let value = self.parameters[name].clone();
+                self.put(b'D', value.as_bytes());
+                self.put(b'C', b"SHOW\0");
+            }
             "ECHO" => {
                 self.put(b'D', token.as_bytes());
                 self.put(b'C', b"SELECT 1\0");
@@ -173,7 +289,7 @@ impl Postgres {
                 self.put(b'C', b"DO\0");
             }
             "SET" => {
-                self.put(b'S', format!("application_name\0{token}\0").as_bytes());
+                self.parameters.insert("application_name", token.to_owned());
                 self.put(b'C', b"SET\0");
             }
             "FAIL" => {
@@ -238,7 +354,11 @@ impl Postgres {
         match number % 3 {
             0 => self.put(b'N', b"SNOTICE\0MUNASKED\0\0"),
             1 => self.put(b'A', b"\0\0\0\x01UNASKED\0\0"),
-            _ => self.put(b'S', b"TimeZone\0UNASKED\0"),
+            _ => {
+                self.put(b'S', b"search_path\0UNASKED\0");
+                self.parameters.insert("search_path", "UNASKED".into());
+                self.reported.insert("search_path", "UNASKED".into());
+            }
         }
     }
 
@@ -250,6 +370,11 @@ impl Postgres {
     }
 
     fn ready(&mut self) {
+        for (name, value) in self.parameters.clone() {
+            if self.reported.insert(name, value.clone()) != Some(value.clone()) {
+                self.put(b'S', format!("{name}\0{value}\0").as_bytes());
+            }
+        }
         let status = match self.status {
             Status::Idle => b"I",
             Status::Transaction => b"T",
@@ -270,4 +395,9 @@ pub fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     bytes.extend((body.len() as u32 + 4).to_be_bytes());
     bytes.extend_from_slice(body);
     bytes
+}
+
+fn until_zero(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap();
+    String::from_utf8(bytes[..end].to_vec()).unwrap()
 }
