@@ -27,7 +27,7 @@ pub struct Outcome {
 /// Where a client comes from.
 enum Origin {
     LogIn(Address, String),
-    There(Client),
+    There(Box<Client>),
 }
 
 impl Demand {
@@ -39,7 +39,7 @@ impl Demand {
 
     /// These clients.
     pub fn of(clients: Vec<Client>, statement: &str) -> Self {
-        Self::spawn(clients.into_iter().map(Origin::There), statement)
+        Self::spawn(clients.into_iter().map(|client| Origin::There(Box::new(client))), statement)
     }
 
     fn spawn(origins: impl Iterator<Item = Origin>, statement: &str) -> Self {
@@ -105,7 +105,7 @@ fn ask_on(origin: Origin, statement: &str, stop: &AtomicBool, served: &AtomicU64
     let mut start = Instant::now();
     let client = match origin {
         Origin::LogIn(address, user) => Client::connect(&address, &login(&user)),
-        Origin::There(client) => Ok(client),
+        Origin::There(client) => Ok(*client),
     };
     let mut client = match client {
         Ok(client) => client,
