@@ -2,7 +2,7 @@
 //! afterwards. A violation panics.
 
 use crate::server::{Credentials, Login, Owed};
-use crate::session::{Opening, Session};
+use crate::session::{Link, Opening, Progress, Session};
 use crate::wire::error::Report;
 use crate::wire::{Framer, backend, frontend, startup};
 use bytes::Bytes;
@@ -36,7 +36,8 @@ pub fn client(bytes: &[u8]) {
 fn passed(pieces: &[&[u8]]) -> (Vec<u8>, usize) {
     let (mut session, mut owed, mut bytes) = (Session::default(), Owed::default(), Vec::new());
     for piece in pieces {
-        let passage = session.pass(piece, &mut owed);
+        let mut link = Link { owed: &mut owed, prepared: None };
+        let passage = session.pass(piece, &mut Progress::default(), &mut link);
         bytes.extend_from_slice(passage.kept.as_slice());
         bytes.extend_from_slice(&piece[passage.range]);
         if passage.end.is_some() {

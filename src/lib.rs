@@ -10,6 +10,7 @@
 //! wire                          bytes <-> messages: framing, startup, errors
 //! config                        what the operator asked for, valid by construction
 //! server session pool ledger    machines: what a server owes, what a client's bytes mean, who waits, permits
+//! prepared                      named statements that follow a client from server to server
 //! shard                         the whole state of one core: events in, effects out
 //! -- from here on there is a kernel --
 //! ring                          io_uring: sockets, buffers, deadlines, doorbell, tasks. Knows no message
@@ -56,6 +57,7 @@ pub mod ledger;
 pub mod limits;
 pub mod log_line;
 pub mod pool;
+pub mod prepared;
 #[cfg(feature = "runtime")]
 pub mod ring;
 pub mod server;

@@ -18,15 +18,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // Machines.
     ("config", &["log_line"]),
     ("server", &["wire", "limits"]),
-    ("session", &["wire", "limits", "server"]),
+    ("prepared", &["wire", "limits", "server"]),
+    ("session", &["wire", "limits", "prepared", "server"]),
     ("pool", &[]),
     ("ledger", &["ids"]),
     // One core, pure.
     (
         "shard",
         &[
-            "config", "ids", "ledger", "limits", "log_line", "pool", "server", "session", "slab", "time",
-            "wire",
+            "config", "ids", "ledger", "limits", "log_line", "pool", "prepared", "server", "session", "slab",
+            "time", "wire",
         ],
     ),
     // The kernel.
@@ -36,14 +37,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // Where all meets.
     ("engine", &["config", "control", "ids", "log_line", "ring", "shard", "slab", "server", "wire", "time"]),
     ("arguments", &["config"]),
-    ("fuzzing", &["server", "session", "wire"]),
+    ("fuzzing", &["prepared", "server", "session", "wire"]),
     ("main", &["arguments", "config", "control", "engine"]),
 ];
 
 /// Rooms that build and pass their tests without glommio, io_uring and libc.
 const PURE: &[&str] = &[
-    "ids", "time", "limits", "log_line", "slab", "wire", "config", "server", "session", "pool", "ledger",
-    "shard",
+    "ids", "time", "limits", "log_line", "slab", "wire", "config", "server", "session", "pool", "prepared",
+    "ledger", "shard",
 ];
 
 fn source() -> PathBuf {

@@ -346,6 +346,7 @@ fn blank() -> Config {
         listen: Vec::new(),
         pool_mode: PoolMode::Session,
         max_client_conn: 0,
+        max_prepared_statements: 0,
         auth_type: AuthType::Trust,
         admin_users: Vec::new(),
         metrics_listen: None,

@@ -43,6 +43,9 @@ pub struct Config {
     pub pool_mode: PoolMode,
     /// Clients at the same time, over all shards.
     pub max_client_conn: usize,
+    /// Named prepared statements that a server connection keeps in transaction and statement pooling; 0 leaves them to
+    /// the client, who then has to find the server again that it prepared them on.
+    pub max_prepared_statements: usize,
     /// How clients prove who they are.
     pub auth_type: AuthType,
     /// Who may open the console.

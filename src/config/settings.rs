@@ -120,6 +120,14 @@ pub(super) const GENERAL: &[General] = &[
         "clients at the same time, over all shards",
     )
     .within(1, CLIENTS_MAX),
+    General::new(
+        "max_prepared_statements",
+        "200",
+        "statements, 0 = off",
+        |c| &mut c.max_prepared_statements,
+        "named prepared statements kept on each server connection in transaction and statement pooling",
+    )
+    .within(0, STATEMENTS_MAX),
     General::new("auth_type", r#""trust""#, "trust", |c| &mut c.auth_type, "how clients prove who they are"),
     General::new(
         "auth_file",
@@ -449,6 +457,9 @@ pub(super) struct CoreSection {
 
 /// Each client is a descriptor; Linux allows 2^30 at most (`fs.nr_open`), and no host has memory for a tenth of it.
 const CLIENTS_MAX: u64 = 10_000_000;
+
+/// Beyond this PostgreSQL's own memory for plans is the matter.
+const STATEMENTS_MAX: u64 = 100_000;
 
 /// PostgreSQL's own bound of `max_connections` (`MAX_BACKENDS`, 2^18 - 1).
 const CONNECTIONS_MAX: u64 = 262_143;

@@ -28,10 +28,14 @@ impl Shard {
                 Ok(None) => break,
                 Err(error) => return self.close_broken(key, &error.to_string()),
             };
+            // What a client waited for that is gone still tells what the server has prepared.
             if segment.begins
-                && let Err(nonsense) = server.owed.received(segment.tag)
+                && let Err(nonsense) = server.account(segment.tag, None)
             {
                 return self.close_broken(key, &nonsense.to_string());
+            }
+            if segment.begins && segment.tag == tag::COMMAND_COMPLETE {
+                server.statements.completed(segment.body_part(bytes), segment.body as usize, None);
             }
             if !is_understood(segment.tag) {
                 continue;

@@ -17,6 +17,7 @@ mod deadlines;
 mod effect;
 mod farewell;
 mod login;
+mod passing;
 mod pools;
 mod server;
 
@@ -29,11 +30,12 @@ use crate::ids::{ConnectionId, IdSource, Owner, SessionId, ShardId, SocketId};
 use crate::ledger::Ledger;
 use crate::log_line::Line;
 use crate::pool::Pool;
+use crate::prepared::Statements;
 use crate::server::{Credentials, Parameters, ScramResult};
 use crate::slab::{Key, Slab};
 use crate::time::Instant;
 use crate::wire::error::Report;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use deadlines::{Deadline, Deadlines};
 use hashbrown::HashMap;
 use std::collections::VecDeque;
@@ -55,6 +57,10 @@ pub struct Shard {
     /// By index of the database in the configuration, database name and user as the client gave them.
     routes_by_name: HashMap<(usize, String, String), RouteKey>,
     endpoints: Vec<EndpointState>,
+    /// Prepared statements of all clients.
+    statements: Statements,
+    /// Where messages are rewritten.
+    rewritten: BytesMut,
     deadlines: Deadlines<Alarm>,
     effects: Vec<Effect>,
     draining: bool,
@@ -148,6 +154,8 @@ impl Shard {
             routes: Slab::default(),
             routes_by_name: HashMap::new(),
             endpoints,
+            statements: Statements::default(),
+            rewritten: BytesMut::with_capacity(REWRITTEN_BYTES),
             deadlines: Deadlines::default(),
             effects: Vec::new(),
             draining: false,
@@ -379,6 +387,9 @@ impl Random {
 
 /// Alarms of things that are gone that may lie around before they are swept up.
 const ALARMS_SPARE: usize = 4096;
+
+/// Allocated at a time for rewritten messages: dozens of them.
+const REWRITTEN_BYTES: usize = 4096;
 
 /// The topmost numbers of an alarm are endpoints: slots of a server's key stay far below.
 const ENDPOINTS_MAX: u64 = 1 << 16;

@@ -25,6 +25,8 @@ impl SqlState {
     pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");
     /// 53300: a limit on connections.
     pub const TOO_MANY_CONNECTIONS: Self = Self(*b"53300");
+    /// 54000: more than a client may keep.
+    pub const PROGRAM_LIMIT_EXCEEDED: Self = Self(*b"54000");
     /// 57P01: the administrator ends this connection.
     pub const ADMIN_SHUTDOWN: Self = Self(*b"57P01");
     /// 57P03: the server is starting up, or shutting down.
@@ -57,7 +59,7 @@ impl fmt::Debug for SqlState {
     }
 }
 
-/// Why we refuse a client or end its session, in words it may read. Always FATAL: our refusals end the session.
+/// Why we refuse a client, or end its session, in words it may read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The SQLSTATE.
@@ -88,16 +90,25 @@ impl Refusal {
         self
     }
 
-    /// As an ErrorResponse. `context` (the ids of session and connection) goes into its `W` field.
+    /// As an ErrorResponse that ends the session. `context` (the ids of session and connection) goes into its `W` field.
     pub fn to_message(&self, context: &str) -> Bytes {
+        self.to_message_of("FATAL", context)
+    }
+
+    /// As an ErrorResponse that the session outlives.
+    pub fn to_error(&self) -> Bytes {
+        self.to_message_of("ERROR", "")
+    }
+
+    fn to_message_of(&self, severity: &str, context: &str) -> Bytes {
         let mut body = BytesMut::with_capacity(128);
         let mut field = |kind: u8, text: &[u8]| {
             body.put_u8(kind);
             body.extend(text.iter().filter(|&&byte| byte != 0));
             body.put_u8(0);
         };
-        field(b'S', b"FATAL");
-        field(b'V', b"FATAL");
+        field(b'S', severity.as_bytes());
+        field(b'V', severity.as_bytes());
         field(b'C', self.code.as_bytes());
         field(b'M', self.message.as_bytes());
         if let Some(detail) = &self.detail {

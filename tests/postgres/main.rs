@@ -23,4 +23,5 @@ mod lifecycle;
 mod load;
 mod login;
 mod pooling;
+mod prepared;
 mod pressure;

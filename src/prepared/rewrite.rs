@@ -1,0 +1,337 @@
+//! What goes to the server for a client's message about a statement.
+
+use super::names::Meaning;
+use super::notes::Note;
+use super::statements::{NAME_BYTES, NOTHING, PREFIX};
+use super::{Fingerprint, Names, OnServer, Statement, Statements};
+use crate::limits::{
+    MESSAGE_BYTES_MAX, PREPARED_BYTES_PER_CLIENT_MAX, STATEMENT_BYTES_MAX, STATEMENT_NAMES_BYTES_MAX,
+};
+use crate::server::Owed;
+use crate::wire::frame::HEADER_BYTES;
+use crate::wire::frontend::tag;
+use crate::wire::{Refusal, SqlState};
+use bytes::{BufMut, BytesMut};
+use std::rc::Rc;
+
+/// A client and its server, while the client's messages are taken through.
+#[derive(Debug)]
+pub struct Exchange<'a> {
+    /// The shard's.
+    pub statements: &'a mut Statements,
+    /// The client's; made when it first has some.
+    pub names: &'a mut Option<Box<Names>>,
+    /// The server's.
+    pub server: &'a mut OnServer,
+    /// The server is in a transaction that failed, or was at the last ReadyForQuery.
+    pub failed: bool,
+    /// Statements that the server may have prepared.
+    pub statements_max: usize,
+    /// What goes to the server in the place of messages is appended here.
+    pub out: &'a mut BytesMut,
+}
+
+/// What to do with a message.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes to the server as it is.
+    Pass,
+    /// What was appended goes to the server in the place of the header and so many bytes of the body; the account
+    /// knows it.
+    Rewritten(usize),
+    /// So many bytes of the message, with its header, must be there first.
+    Incomplete(usize),
+    /// Answers must come first.
+    Stalled,
+    /// It is beyond what we can read.
+    Refused(Refusal),
+}
+
+impl Exchange<'_> {
+    /// Looks at a message of which `body` is at hand, the beginning of `length` bytes.
+    #[inline]
+    pub fn look(&mut self, tag: u8, body: &[u8], length: usize, owed: &mut Owed) -> Verdict {
+        match (tag, body) {
+            (tag::PARSE, [0, ..]) | (tag::BIND, [0, 0, ..]) => Verdict::Pass,
+            (tag::PARSE, _) => self.look_at_parse(body, length, owed),
+            (tag::BIND, _) => self.look_at_bind(body, length, owed),
+            (tag::DESCRIBE | tag::CLOSE, [kind, ..]) if *kind != b'S' => Verdict::Pass,
+            (tag::DESCRIBE | tag::CLOSE, _) if body.len() < length => {
+                Verdict::Incomplete(HEADER_BYTES + length)
+            }
+            (tag::DESCRIBE | tag::CLOSE, _) => self.look_at_name(tag, body, owed),
+            _ => Verdict::Pass,
+        }
+    }
+
+    fn look_at_parse(&mut self, body: &[u8], length: usize, owed: &mut Owed) -> Verdict {
+        if self.is_skipped(owed) || length == 0 {
+            return Verdict::Pass;
+        }
+        if body.is_empty() {
+            return Verdict::Incomplete(HEADER_BYTES + 1);
+        }
+        if length > STATEMENT_BYTES_MAX {
+            return self.refuse(length, owed, statement_too_long());
+        }
+        if body.len() < length {
+            return Verdict::Incomplete(HEADER_BYTES + length);
+        }
+        // What is not laid out as a Parse is refused by PostgreSQL: no name can come of it.
+        let Some((name, rest)) = split_string(body) else { return Verdict::Pass };
+        if !is_statement(rest) {
+            return Verdict::Pass;
+        }
+        match self.meaning(name, owed) {
+            Meaning::Uncertain => Verdict::Stalled,
+            Meaning::Known(kept, _, false) => self.define_twice(named(kept, name), rest, length, owed),
+            Meaning::Known(..) | Meaning::Unknown => self.define(name, rest, length, owed),
+        }
+    }
+
+    fn look_at_bind(&mut self, body: &[u8], length: usize, owed: &mut Owed) -> Verdict {
+        if self.is_skipped(owed) {
+            return Verdict::Pass;
+        }
+        let names = split_string(body).and_then(|(portal, rest)| Some((portal, split_string(rest)?)));
+        let Some((portal, (name, rest))) = names else {
+            return match body.len() {
+                // It has no names, and PostgreSQL says so.
+                found if found == length => Verdict::Pass,
+                found if found > STATEMENT_NAMES_BYTES_MAX => Verdict::Refused(names_too_long()),
+                found => Verdict::Incomplete(HEADER_BYTES + found + 1),
+            };
+        };
+        if name.is_empty() {
+            return Verdict::Pass;
+        }
+        let read = body.len() - rest.len();
+        self.look_at_use(tag::BIND, portal, name, (read, length), owed)
+    }
+
+    /// A whole Describe or Close of a statement.
+    fn look_at_name(&mut self, tag: u8, body: &[u8], owed: &mut Owed) -> Verdict {
+        let Some(([b'S', ..], (name, []))) = Some(body).zip(body.get(1..).and_then(split_string)) else {
+            return Verdict::Pass;
+        };
+        if name.is_empty() || self.is_skipped(owed) {
+            return Verdict::Pass;
+        }
+        if tag == tag::DESCRIBE {
+            return self.look_at_use(tag, b"", name, (body.len(), body.len()), owed);
+        }
+        match self.meaning(name, owed) {
+            Meaning::Uncertain => return Verdict::Stalled,
+            Meaning::Known(..) => {
+                put_close(self.out, NOTHING);
+                let kept = self.names.get_or_insert_default().sent(name, None, owed.group());
+                self.note(tag::CLOSE, Note::Undefine(kept), owed);
+            }
+            Meaning::Unknown if name.starts_with(PREFIX) => {
+                put_close(self.out, NOTHING);
+                owed.sent(tag::CLOSE);
+            }
+            Meaning::Unknown => return Verdict::Pass,
+        }
+        Verdict::Rewritten(body.len())
+    }
+
+    /// A Bind or Describe of a named statement; `read` bytes of its body of `length` are the names.
+    fn look_at_use(
+        &mut self,
+        tag: u8,
+        portal: &[u8],
+        name: &[u8],
+        (read, length): (usize, usize),
+        owed: &mut Owed,
+    ) -> Verdict {
+        let (note, statement) = match self.meaning(name, owed) {
+            Meaning::Uncertain => return Verdict::Stalled,
+            Meaning::Known(kept, statement, _) => {
+                (Note::Use(named(kept, name), statement.clone()), Some(statement))
+            }
+            Meaning::Unknown if name.starts_with(PREFIX) => (Note::UseOfNothing(name.into()), None),
+            Meaning::Unknown => return Verdict::Pass,
+        };
+        if length + NAME_BYTES + HEADER_BYTES > MESSAGE_BYTES_MAX as usize {
+            return Verdict::Refused(bind_too_long());
+        }
+        let there = statement.as_ref().is_none_or(|each| self.server.cache.touch(each, owed.group()));
+        if let (Some(statement), false) = (&statement, there) {
+            self.prepare(statement, owed);
+        }
+        let server_name = statement.as_ref().map(|statement| statement.fingerprint.name());
+        let server_name = server_name.as_ref().map_or(NOTHING, |name| name.as_slice());
+        let names = match tag {
+            tag::BIND => portal.len() + 1 + server_name.len() + 1,
+            _ => 1 + server_name.len() + 1,
+        };
+        put_header(self.out, tag, names + length - read);
+        if tag == tag::BIND {
+            self.out.put_slice(portal);
+            self.out.put_u8(0);
+        } else {
+            self.out.put_u8(b'S');
+        }
+        self.out.put_slice(server_name);
+        self.out.put_u8(0);
+        self.note(tag, note, owed);
+        Verdict::Rewritten(read)
+    }
+
+    /// The client gives a name to a statement.
+    fn define(&mut self, name: &[u8], rest: &[u8], length: usize, owed: &mut Owed) -> Verdict {
+        let statement = self.statements.intern(rest);
+        let names = self.names.get_or_insert_default();
+        if !names.make_room(name, &statement, PREPARED_BYTES_PER_CLIENT_MAX) {
+            return self.refuse(length, owed, too_many_statements());
+        }
+        let group = owed.group();
+        let kept = names.sent(name, Some(statement.clone()), group);
+        // PostgreSQL refuses most statements in a transaction that failed: it must see them then.
+        let is_certain = !self.failed && !owed.awaits_ready();
+        if self.server.cache.touch(&statement, group) && is_certain {
+            put_close(self.out, NOTHING);
+            self.note(tag::CLOSE, Note::DefineKnown(kept, statement), owed);
+        } else {
+            self.make_way(&statement, owed);
+            put_parse(self.out, &statement);
+            self.server.cache.parse_sent(&statement, group);
+            self.note(tag::PARSE, Note::Define(kept, statement), owed);
+        }
+        Verdict::Rewritten(length)
+    }
+
+    /// The client gives a name that it has to another statement: PostgreSQL looks at the new text first, and then finds
+    /// that the name is taken. Ours is taken for certain, because an empty statement was just prepared under it, which
+    /// PostgreSQL allows even in a transaction that failed.
+    fn define_twice(&mut self, name: Rc<[u8]>, rest: &[u8], length: usize, owed: &mut Owed) -> Verdict {
+        let empty = self.statements.intern(EMPTY);
+        self.prepare(&empty, owed);
+        put_parse_as(self.out, &empty, rest);
+        self.note(tag::PARSE, Note::DefineTwice(name, empty), owed);
+        Verdict::Rewritten(length)
+    }
+
+    /// A Parse of ours, in front of what needs it.
+    fn prepare(&mut self, statement: &Statement, owed: &mut Owed) {
+        self.make_way(statement, owed);
+        put_parse(self.out, statement);
+        self.server.cache.parse_sent(statement, owed.group());
+        self.note(tag::PARSE, Note::Parse(statement.fingerprint), owed);
+    }
+
+    /// Closes what stands in the way of a Parse: what the server has under this name, and what is too much.
+    fn make_way(&mut self, statement: &Statement, owed: &mut Owed) {
+        self.close(&statement.fingerprint, owed);
+        while let Some(surplus) = self.server.cache.surplus(self.statements_max) {
+            self.close(&surplus, owed);
+        }
+    }
+
+    fn close(&mut self, fingerprint: &Fingerprint, owed: &mut Owed) {
+        put_close(self.out, &fingerprint.name());
+        self.server.cache.close_sent(fingerprint);
+        self.note(tag::CLOSE, Note::Close(*fingerprint), owed);
+    }
+
+    /// A message that fails takes the place of one that we refuse: so the error comes in its turn, and PostgreSQL skips
+    /// what follows.
+    fn refuse(&mut self, length: usize, owed: &mut Owed, refusal: Refusal) -> Verdict {
+        put_header(self.out, tag::BIND, NOTHING.len() + 8);
+        self.out.put_u8(0);
+        self.out.put_slice(NOTHING);
+        // The end of the name; no formats, no parameters, no formats of results.
+        self.out.put_slice(&[0; 7]);
+        self.note(tag::BIND, Note::Refuse(refusal.to_error()), owed);
+        Verdict::Rewritten(length)
+    }
+
+    fn note(&mut self, tag: u8, note: Note, owed: &mut Owed) {
+        if owed.sent_noted(tag) {
+            self.server.notes.push_back(note);
+        }
+    }
+
+    fn meaning(&self, name: &[u8], owed: &Owed) -> Meaning {
+        // A simple query may deallocate statements.
+        if owed.awaits_query() {
+            return Meaning::Uncertain;
+        }
+        match &self.names {
+            Some(names) => names.look_up(name, owed.group()),
+            None => Meaning::Unknown,
+        }
+    }
+
+    /// The server will not look at it: it skips everything up to a Sync, or waits for data of a COPY, which such a
+    /// message ends badly.
+    fn is_skipped(&self, owed: &Owed) -> bool {
+        owed.awaits_sync() || owed.takes_copy_data()
+    }
+}
+
+/// A statement without text and parameters.
+const EMPTY: &[u8] = &[0; 3];
+
+/// The name as the client wrote it now.
+fn named(kept: Rc<[u8]>, given: &[u8]) -> Rc<[u8]> {
+    if *kept == *given { kept } else { given.into() }
+}
+
+/// A terminated string, and what follows it.
+fn split_string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = bytes.iter().position(|&byte| byte == 0)?;
+    Some((&bytes[..end], &bytes[end + 1..]))
+}
+
+/// A text, and as many types as announced.
+fn is_statement(rest: &[u8]) -> bool {
+    let Some((_, types)) = split_string(rest) else { return false };
+    let Some((count, types)) = types.split_first_chunk() else { return false };
+    types.len() == usize::from(u16::from_be_bytes(*count)) * 4
+}
+
+fn put_header(out: &mut BytesMut, tag: u8, body: usize) {
+    out.put_u8(tag);
+    out.put_u32(u32::try_from(body + 4).unwrap_or(u32::MAX));
+}
+
+fn put_close(out: &mut BytesMut, name: &[u8]) {
+    put_header(out, tag::CLOSE, name.len() + 2);
+    out.put_u8(b'S');
+    out.put_slice(name);
+    out.put_u8(0);
+}
+
+fn put_parse(out: &mut BytesMut, statement: &Statement) {
+    put_parse_as(out, statement, &statement.body);
+}
+
+/// A Parse of `rest` under the name of `statement`.
+fn put_parse_as(out: &mut BytesMut, statement: &Statement, rest: &[u8]) {
+    let name = statement.fingerprint.name();
+    put_header(out, tag::PARSE, name.len() + 1 + rest.len());
+    out.put_slice(&name);
+    out.put_u8(0);
+    out.put_slice(rest);
+}
+
+fn statement_too_long() -> Refusal {
+    let text = format!("a named prepared statement may have {STATEMENT_BYTES_MAX} bytes");
+    Refusal::new(SqlState::PROGRAM_LIMIT_EXCEEDED, text).hint("Use an unnamed statement.")
+}
+
+fn too_many_statements() -> Refusal {
+    let text = format!("the prepared statements of a client may have {PREPARED_BYTES_PER_CLIENT_MAX} bytes");
+    Refusal::new(SqlState::PROGRAM_LIMIT_EXCEEDED, text).hint("Deallocate some, or prepare fewer.")
+}
+
+fn names_too_long() -> Refusal {
+    let text = format!("the names in a Bind may have {STATEMENT_NAMES_BYTES_MAX} bytes");
+    Refusal::new(SqlState::PROGRAM_LIMIT_EXCEEDED, text)
+}
+
+fn bind_too_long() -> Refusal {
+    Refusal::new(SqlState::PROGRAM_LIMIT_EXCEEDED, "a Bind to a named statement may have 1 GB less 128 bytes")
+}
