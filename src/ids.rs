@@ -4,6 +4,8 @@
 //! nothing instead of a stranger.
 
 use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// A pinned core's number, counted from 0 in the order of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,6 +32,26 @@ pub struct SessionId(u64);
 /// moves to another shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnectionId(u64);
+
+/// A route as its clients name it. Means the same on every shard, as a shard's own key does not.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RouteName {
+    /// Index of the database's section in the configuration.
+    pub section: usize,
+    /// The database, as clients ask for it.
+    pub database: Arc<str>,
+    /// The user, as clients say it.
+    pub user: Arc<str>,
+}
+
+/// Where a client comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// An address.
+    Tcp(SocketAddr),
+    /// A local process.
+    Unix,
+}
 
 /// Gives out the ids of one shard, without asking any other.
 #[derive(Debug)]
@@ -59,6 +81,28 @@ impl IdSource {
         self.next += 1;
         assert!(self.next < 1 << COUNTER_BITS, "a shard ran out of ids");
         id
+    }
+}
+
+impl fmt::Display for RouteName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.database, self.user)
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+impl SessionId {
+    /// The shard that accepted the client. It may have moved since.
+    pub fn origin(self) -> ShardId {
+        ShardId((self.0 >> COUNTER_BITS) as u16)
     }
 }
 
@@ -94,7 +138,8 @@ mod tests {
     #[test]
     fn ids_name_their_shard() {
         let mut ids = IdSource::new(ShardId(3));
-        assert_eq!(ids.session().to_string(), "3.1");
+        let session = ids.session();
+        assert_eq!((session.to_string().as_str(), session.origin()), ("3.1", ShardId(3)));
         assert_eq!(ids.connection().to_string(), "3.2");
     }
 }

@@ -8,8 +8,12 @@ use crate::ids::ShardId;
 /// One shard's share of an endpoint's permits.
 #[derive(Debug)]
 pub struct Ledger {
+    shard: ShardId,
+    shards: usize,
     limit: usize,
     held: usize,
+    /// Permits that came from other shards, less those that went there.
+    moved: isize,
 }
 
 /// The right to hold one server connection of the ledger that gave it. Whoever closes the connection gives it back,
@@ -21,8 +25,17 @@ pub struct Permit(());
 impl Ledger {
     /// The share of shard `shard` of `shards`. The shares of all add up to `max_connections`.
     pub fn share(max_connections: usize, shard: ShardId, shards: usize) -> Self {
-        let remainder = usize::from(usize::from(shard.0) < max_connections % shards);
-        Self { limit: max_connections / shards + remainder, held: 0 }
+        let mut ledger = Self { shard, shards, limit: 0, held: 0, moved: 0 };
+        ledger.set_limit(max_connections);
+        ledger
+    }
+
+    /// Another `max_connections`. More may be held than it allows; none is given out until that is over. What has moved
+    /// between shards stays moved; a shard that has parted with more than its new share has none.
+    pub fn set_limit(&mut self, max_connections: usize) {
+        let remainder = usize::from(usize::from(self.shard.0) < max_connections % self.shards);
+        let share = max_connections / self.shards + remainder;
+        self.limit = share.saturating_add_signed(self.moved);
     }
 
     /// A permit, if one is free.
@@ -39,6 +52,24 @@ impl Ledger {
         assert!(self.held > 0, "more permits came back than were given");
         self.held -= 1;
         std::mem::forget(permit);
+    }
+
+    /// The connection of a permit is about to leave for another shard, and the permit with it: it counts there from
+    /// now on.
+    pub fn part_with(&mut self, permit: Permit) -> Permit {
+        assert!(self.held > 0, "a permit that leaves was held");
+        self.held -= 1;
+        self.limit = self.limit.saturating_sub(1);
+        self.moved -= 1;
+        permit
+    }
+
+    /// A permit came along with its connection.
+    pub fn take_over(&mut self, permit: Permit) -> Permit {
+        self.held += 1;
+        self.limit += 1;
+        self.moved += 1;
+        permit
     }
 
     /// Permits given and not come back.
@@ -79,6 +110,16 @@ mod tests {
     }
 
     #[test]
+    fn permits_that_move_leave_the_sum_as_it_is() {
+        let mut shares = [Ledger::share(5, ShardId(0), 2), Ledger::share(5, ShardId(1), 2)];
+        let permit = shares[0].take().unwrap();
+        let permit = shares[0].part_with(permit);
+        let permit = shares[1].take_over(permit);
+        assert_eq!(shares.each_ref().map(|share| (share.held(), share.limit())), [(0, 2), (1, 3)]);
+        shares[1].give_back(permit);
+    }
+
+    #[test]
     fn no_permit_beyond_the_limit() {
         let mut ledger = Ledger::share(2, ShardId(0), 1);
         let first = ledger.take().unwrap();
@@ -89,5 +130,27 @@ mod tests {
         ledger.give_back(second);
         ledger.give_back(third);
         assert_eq!(ledger.held(), 0);
+    }
+
+    #[test]
+    fn a_lowered_limit_holds_back_what_comes_back() {
+        let mut ledger = Ledger::share(4, ShardId(1), 2);
+        let (first, second) = (ledger.take().unwrap(), ledger.take().unwrap());
+        ledger.set_limit(3);
+        assert_eq!((ledger.limit(), ledger.held()), (1, 2));
+        ledger.give_back(first);
+        assert!(ledger.take().is_none());
+        ledger.give_back(second);
+        let third = ledger.take().unwrap();
+        ledger.give_back(third);
+        ledger.set_limit(4);
+        assert_eq!(ledger.limit(), 2);
+        let moved = ledger.take().unwrap();
+        let moved = ledger.part_with(moved);
+        ledger.set_limit(4);
+        assert_eq!(ledger.limit(), 1, "what has moved stays moved");
+        let back = ledger.take_over(moved);
+        assert_eq!((ledger.limit(), ledger.held()), (2, 1));
+        ledger.give_back(back);
     }
 }

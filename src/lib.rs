@@ -7,10 +7,13 @@
 //! ```text
 //! arguments                     the command line, as values
 //! ids time limits slab log_line words
+//! metrics                       numbers to be looked at: waits, routes, shards
 //! wire                          bytes <-> messages: framing, startup, errors
 //! config                        what the operator asked for, valid by construction
+//! admin                         the console: commands and their answers
 //! server session pool ledger    machines: what a server owes, what a client's bytes mean, who waits, permits
 //! prepared                      named statements that follow a client from server to server
+//! mail                          what one shard writes to another: moving connections, inquiries
 //! shard                         the whole state of one core: events in, effects out
 //! -- from here on there is a kernel --
 //! ring                          io_uring: sockets, buffers, deadlines, doorbell, tasks. Knows no message
@@ -42,9 +45,12 @@
 //!
 //! client, server: the two kinds of connection we hold. shard: a pinned core and all it owns. endpoint: one
 //! PostgreSQL server. route: (endpoint, database, user), what a pool is keyed by. permit: the right to hold
-//! one server connection. link, release: give a server to a client, take it back. session id, connection id:
-//! of a client's session and of a server connection's life, in every line that concerns them.
+//! one server connection. link, release: give a server to a client, take it back. letter, inbox: what crosses
+//! cores, and where it lies. hand-over: a live server connection goes to another shard. steering: a client
+//! does, at login. session id, connection id: of a client's session and of a server connection's life, in every
+//! line that concerns them.
 
+pub mod admin;
 pub mod arguments;
 pub mod config;
 #[cfg(feature = "runtime")]
@@ -56,6 +62,8 @@ pub mod ids;
 pub mod ledger;
 pub mod limits;
 pub mod log_line;
+pub mod mail;
+pub mod metrics;
 pub mod pool;
 pub mod prepared;
 #[cfg(feature = "runtime")]

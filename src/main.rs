@@ -24,9 +24,10 @@ fn main() -> ExitCode {
 }
 
 fn run(source: &Source) -> ExitCode {
-    let served = configuration(source)
-        .map_err(complain)
-        .and_then(|config| engine::run(config).map_err(|error| complain([format!("pgpinion: {error}")])));
+    let served = configuration(source).map_err(complain).and_then(|config| {
+        engine::run(config, &|| configuration(source))
+            .map_err(|error| complain([format!("pgpinion: {error}")]))
+    });
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(()) => ExitCode::FAILURE,

@@ -40,9 +40,10 @@ impl<S: Copy + PartialEq, C: Copy + PartialEq> Pool<S, C> {
         self.idle.push(server);
     }
 
-    /// An idle server is to be closed.
-    pub fn remove_idle(&mut self, server: S) {
-        self.idle.retain(|&each| each != server);
+    /// An idle server is idle no longer, without being linked. True if it was.
+    pub fn remove_idle(&mut self, server: S) -> bool {
+        let at = self.idle.iter().position(|&each| each == server);
+        at.map(|at| self.idle.remove(at)).is_some()
     }
 
     /// A client begins to wait.
@@ -59,6 +60,11 @@ impl<S: Copy + PartialEq, C: Copy + PartialEq> Pool<S, C> {
     /// The client that has waited longest, who goes on waiting.
     pub fn first_waiting(&self) -> Option<C> {
         self.waiting.front().copied()
+    }
+
+    /// Everybody who waits, longest first.
+    pub fn waiting_clients(&self) -> impl Iterator<Item = C> {
+        self.waiting.iter().copied()
     }
 
     /// A client waits no longer: it left, or waited too long.
@@ -80,7 +86,12 @@ impl<S: Copy + PartialEq, C: Copy + PartialEq> Pool<S, C> {
         self.dialing -= 1;
     }
 
-    /// A connection is gone.
+    /// A connection came from another shard.
+    pub fn arrives(&mut self) {
+        self.held += 1;
+    }
+
+    /// A connection is gone, or gone to another shard.
     pub fn gone(&mut self) {
         assert!(self.held > self.idle.len(), "a connection that is gone was held, and not idle");
         self.held -= 1;
@@ -133,7 +144,7 @@ mod tests {
         }
         assert_eq!(pool.coldest_idle(), Some(1));
         assert_eq!(pool.take_idle(), Some(3));
-        pool.remove_idle(1);
+        assert!(pool.remove_idle(1) && !pool.remove_idle(1));
         pool.gone();
         assert_eq!((pool.idle(), pool.held()), (1, 2));
         for client in ['a', 'b', 'c'] {

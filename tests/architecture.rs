@@ -13,6 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("log_line", &["ids"]),
     ("slab", &[]),
+    ("metrics", &["ids"]),
     // Bytes to messages.
     ("wire", &["limits"]),
     // Machines.
@@ -21,13 +22,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("prepared", &["wire", "limits", "server"]),
     ("session", &["wire", "limits", "prepared", "server"]),
     ("pool", &[]),
+    ("admin", &["config", "ids", "metrics", "wire"]),
     ("ledger", &["ids"]),
+    ("mail", &["ids", "ledger", "metrics", "prepared", "server", "time"]),
     // One core, pure.
     (
         "shard",
         &[
-            "config", "ids", "ledger", "limits", "log_line", "pool", "prepared", "server", "session", "slab",
-            "time", "wire",
+            "admin", "config", "ids", "ledger", "limits", "log_line", "mail", "metrics", "pool", "prepared",
+            "server", "session", "slab", "time", "wire",
         ],
     ),
     // The kernel.
@@ -35,7 +38,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // Threads beside the shards.
     ("control", &["config", "ids", "log_line"]),
     // Where all meets.
-    ("engine", &["config", "control", "ids", "log_line", "ring", "shard", "slab", "server", "wire", "time"]),
+    (
+        "engine",
+        &[
+            "config", "control", "ids", "log_line", "mail", "metrics", "ring", "shard", "slab", "server",
+            "wire", "time",
+        ],
+    ),
     ("arguments", &["config"]),
     ("fuzzing", &["prepared", "server", "session", "wire"]),
     ("main", &["arguments", "config", "control", "engine"]),
@@ -43,8 +52,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// Rooms that build and pass their tests without glommio, io_uring and libc.
 const PURE: &[&str] = &[
-    "ids", "time", "limits", "log_line", "slab", "wire", "config", "server", "session", "pool", "prepared",
-    "ledger", "shard",
+    "ids", "time", "limits", "log_line", "slab", "metrics", "admin", "wire", "config", "server", "session",
+    "pool", "prepared", "ledger", "mail", "shard",
 ];
 
 fn source() -> PathBuf {

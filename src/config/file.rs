@@ -7,7 +7,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use super::error::ConfigError;
-use super::report::{Report, Section, Span, bare_or_quoted};
+use super::report::{Report, Section, Span};
 use super::settings::{DATABASE, DatabaseSection, ENDPOINT, GENERAL, ROUTE, Setting};
 use super::suggest::did_you_mean;
 use super::values::check_name;
@@ -40,9 +40,10 @@ struct Reader<'r, 'a> {
     cpus: &'r [usize],
 }
 
-/// Where an endpoint's number of connections stands.
+/// Where an endpoint's numbers of connections stand.
 struct EndpointPlace {
     max_connections: Span,
+    reserve: Span,
 }
 
 impl Reader<'_, '_> {
@@ -157,7 +158,10 @@ impl Reader<'_, '_> {
                     format!("{title} needs a `host`, like `host = \"127.0.0.1\"`"),
                 );
             }
-            places.push(EndpointPlace { max_connections: section.span_of("max_connections") });
+            places.push(EndpointPlace {
+                max_connections: section.span_of("max_connections"),
+                reserve: section.span_of("reserve"),
+            });
             self.config.endpoints.push(endpoint);
         }
         if self.config.endpoints.is_empty() {
@@ -180,6 +184,7 @@ impl Reader<'_, '_> {
             }
             let mut entry = DatabaseSection { endpoint: None, database: blank_database(name) };
             self.report.read(DATABASE, &mut entry, &section);
+            self.check_not_zero("pool_size", entry.database.pool_size, &section);
             entry.database.endpoint = self.find_endpoint(entry.endpoint.as_deref(), &section);
             self.config.databases.push(entry.database);
         }
@@ -244,41 +249,27 @@ impl Reader<'_, '_> {
             let message = format!("{}: no database is named \"{}\"{hint}", section.title, route.database);
             self.report.add(section.header.clone(), message);
         }
-        if let Some(most) = route.max_connections.filter(|most| *most < route.min_connections) {
-            let message = format!(
-                "`min_connections` ({}) is more than `max_connections` ({most})",
-                route.min_connections
-            );
+        if let Some(message) = shares::floor_above_ceiling(self.config, route) {
             self.report.add(section.span_of("min_connections"), message);
         }
-        if section.table.get("max_connections").is_some() && route.max_connections.is_none() {
-            let message = "`max_connections` must be at least 1, and is 0; leave it out for no bound";
-            self.report.add(section.span_of("max_connections"), message);
+        self.check_not_zero("max_connections", route.max_connections, section);
+    }
+
+    /// What endpoints have must be enough for what is promised of it.
+    fn check_shares(&mut self, places: &[EndpointPlace]) {
+        for (index, place) in places.iter().enumerate() {
+            for (key, message) in shares::faults(self.config, index) {
+                let span = if key == "reserve" { &place.reserve } else { &place.max_connections };
+                self.report.add(span.clone(), message);
+            }
         }
     }
 
-    /// The endpoint's connections must be enough for every shard and for what is promised to routes.
-    fn check_shares(&mut self, places: &[EndpointPlace]) {
-        let shards = self.config.cores.shards.len();
-        for (index, (endpoint, place)) in self.config.endpoints.iter().zip(places).enumerate() {
-            let title = format!("[endpoints.{}]", bare_or_quoted(&endpoint.name));
-            let connections = endpoint.max_connections;
-            if connections < shards {
-                let message = format!(
-                    "`max_connections` of {title} is {connections}, and there are {shards} shards: this version divides it \
-                     evenly over the shards, and each needs at least one; raise it to {shards}, or list at most \
-                     {connections} cores in cores.toml"
-                );
-                self.report.add(place.max_connections.clone(), message);
-            }
-            let promised = promised(self.config, index);
-            if promised > connections {
-                let message = format!(
-                    "`max_connections` of {title} is {connections}, and its routes are promised {promised} by their \
-                     `min_connections`; raise the one or lower the others"
-                );
-                self.report.add(place.max_connections.clone(), message);
-            }
+    /// A bound of 0 connections would be no bound at all.
+    fn check_not_zero(&mut self, key: &str, value: Option<usize>, section: &Section<'_>) {
+        if section.table.contains_key(key) && value.is_none() {
+            let message = format!("`{key}` must be at least 1, and is 0; leave it out for no bound");
+            self.report.add(section.span_of(key), message);
         }
     }
 
@@ -308,14 +299,6 @@ fn default_shards(cpus: &[usize]) -> Vec<Shard> {
     cores::defaults().map(|defaults| cores::on_every(cpus, defaults)).unwrap_or_default()
 }
 
-/// The sum of what is promised to the routes of an endpoint.
-fn promised(config: &Config, endpoint: usize) -> usize {
-    let on_it = |route: &&RouteSettings| {
-        config.database(&route.database).is_some_and(|database| database.endpoint == endpoint)
-    };
-    config.routes.iter().filter(on_it).map(|route| route.min_connections).sum()
-}
-
 /// Database and user of a route's name.
 fn split_route(name: &str) -> Option<(&str, &str)> {
     name.split_once('/')
@@ -323,11 +306,19 @@ fn split_route(name: &str) -> Option<(&str, &str)> {
 }
 
 pub(super) fn blank_endpoint(name: &str) -> Endpoint {
-    Endpoint { name: name.to_owned(), hosts: Vec::new(), port: 0, max_connections: 0 }
+    Endpoint { name: name.to_owned(), hosts: Vec::new(), port: 0, max_connections: 0, reserve: 0 }
 }
 
 pub(super) fn blank_database(name: &str) -> Database {
-    Database { name: name.to_owned(), endpoint: 0, dbname: None, user: None, password: None, pool_mode: None }
+    Database {
+        name: name.to_owned(),
+        endpoint: 0,
+        dbname: None,
+        user: None,
+        password: None,
+        pool_mode: None,
+        pool_size: None,
+    }
 }
 
 fn blank_route(database: &str, user: &str) -> RouteSettings {
@@ -347,6 +338,9 @@ fn blank() -> Config {
         pool_mode: PoolMode::Session,
         max_client_conn: 0,
         max_prepared_statements: 0,
+        default_pool_size: None,
+        hand_over: false,
+        steering: false,
         auth_type: AuthType::Trust,
         admin_users: Vec::new(),
         metrics_listen: None,

@@ -18,9 +18,11 @@ mod error;
 mod file;
 mod load;
 mod pgbouncer;
+mod reload;
 mod render;
 mod report;
 mod settings;
+mod shares;
 mod suggest;
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,8 @@ mod values;
 pub use error::ConfigError;
 pub use file::parse;
 pub use load::load;
+pub use reload::Reloaded;
+pub use render::Row;
 
 pub use crate::log_line::Level as LogLevel;
 
@@ -46,6 +50,12 @@ pub struct Config {
     /// Named prepared statements that a server connection keeps in transaction and statement pooling; 0 leaves them to
     /// the client, who then has to find the server again that it prepared them on.
     pub max_prepared_statements: usize,
+    /// Connections that a route without a ceiling of its own can have at most; `None` for as many as the endpoint has.
+    pub default_pool_size: Option<usize>,
+    /// Whether idle server connections go to the shard where they are wanted.
+    pub hand_over: bool,
+    /// Whether clients go to the shards where their route lives.
+    pub steering: bool,
     /// How clients prove who they are.
     pub auth_type: AuthType,
     /// Who may open the console.
@@ -198,6 +208,8 @@ pub struct Endpoint {
     pub port: u16,
     /// Connections to it, over all shards and routes.
     pub max_connections: usize,
+    /// Of these, connections that only routes of [`Config::admin_users`] may use.
+    pub reserve: usize,
 }
 
 /// Where a PostgreSQL server is.
@@ -226,6 +238,8 @@ pub struct Database {
     pub password: Option<Secret>,
     /// Its own pool mode.
     pub pool_mode: Option<PoolMode>,
+    /// Its own [`Config::default_pool_size`].
+    pub pool_size: Option<usize>,
 }
 
 /// What is asked for one route.
@@ -233,14 +247,28 @@ pub struct Database {
 pub struct RouteSettings {
     /// The database as clients ask for it.
     pub database: String,
-    /// The user on the server.
+    /// The user as clients say it.
     pub user: String,
     /// Its part of the endpoint's connections, against the other routes' weights.
     pub weight: u32,
     /// Connections it can always have.
     pub min_connections: usize,
-    /// Connections it can have at most; `None` for as many as the endpoint has.
+    /// Connections it can have at most; `None` for as many as [`Terms::ceiling`] says.
     pub max_connections: Option<usize>,
+}
+
+/// What holds for one route's connections, wherever it is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Its part of the endpoint's connections, against the other routes' weights.
+    pub weight: u32,
+    /// Connections it can always have.
+    pub floor: usize,
+    /// Connections it can have at most: its `max_connections`, else its database's `pool_size`, else
+    /// `default_pool_size`; `None` for as many as the endpoint has.
+    pub ceiling: Option<usize>,
+    /// Whether it may use the endpoint's reserve.
+    pub may_use_reserve: bool,
 }
 
 /// The users of `auth_file`, with their passwords or what is kept instead of them.
@@ -294,14 +322,36 @@ impl Config {
         &self.endpoints[database.endpoint]
     }
 
+    /// What holds for the route of clients that ask for `database` as `user`.
+    pub fn terms(&self, database: &str, user: &str) -> Terms {
+        let own = self.routes.iter().find(|route| route.database == database && route.user == user);
+        let pool_size = self.database(database).and_then(|database| database.pool_size);
+        Terms {
+            weight: own.map_or(1, |route| route.weight),
+            floor: own.map_or(0, |route| route.min_connections),
+            ceiling: own.and_then(|route| route.max_connections).or(pool_size).or(self.default_pool_size),
+            may_use_reserve: self.is_admin(user),
+        }
+    }
+
+    /// Whether this user may open the console, and use the reserves.
+    pub fn is_admin(&self, user: &str) -> bool {
+        self.admin_users.iter().any(|admin| admin == user)
+    }
+
     /// What to log in with as `user` on the server of this database.
     pub fn server_password<'a>(&'a self, database: &'a Database, user: &str) -> Option<&'a Secret> {
         database.password.as_ref().or_else(|| self.users.get(user))
     }
 
+    /// Connections to all endpoints together.
+    pub fn permits(&self) -> usize {
+        self.endpoints.iter().map(|endpoint| endpoint.max_connections).sum()
+    }
+
     /// File descriptors that a process at all its limits has open.
     pub fn descriptors_needed(&self) -> usize {
-        let servers: usize = self.endpoints.iter().map(|endpoint| endpoint.max_connections).sum();
+        let servers = self.permits();
         // A cancel request is a connection of its own beside the one it concerns.
         let cancels = servers;
         let listeners = self.listen.len() * self.cores.shards.len();

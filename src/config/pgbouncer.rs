@@ -13,6 +13,14 @@ pub(super) fn answer(title: &str, key: &str) -> Option<&'static str> {
     table.iter().find(|(keys, _)| keys.contains(&key)).map(|(_, answer)| *answer)
 }
 
+/// A reserve is for peaks that a fixed size cannot take; here sizes are not fixed.
+const NO_RESERVE_POOL: &str = "a route that waits uses all that others leave, at once, and needs no reserve pool; remove the line \
+    (`reserve` of [endpoints.NAME] keeps connections for admin_users)";
+
+/// Not the same thing: what a pool keeps open, against what a route can always have.
+const NO_MIN_POOL: &str = "idle servers stay for `server_idle_timeout`; what a route can always have is `min_connections` of \
+    [routes.\"DATABASE/USER\"]";
+
 /// Keys, and what to say of them.
 type Answers = &'static [(&'static [&'static str], &'static str)];
 
@@ -23,16 +31,15 @@ const GENERAL: Answers = &[
         "use `listen = [\"unix:DIR\"]`, and let the directory's owner and mode decide who may connect",
     ),
     (
-        &[
-            "default_pool_size",
-            "max_db_connections",
-            "max_user_connections",
-            "reserve_pool_size",
-            "reserve_pool_timeout",
-        ],
-        "`max_connections` of [endpoints.NAME] is shared fairly by all routes; bound one by [routes.\"DATABASE/USER\"]",
+        &["max_db_connections"],
+        "bound a database by an endpoint of its own, which may have the same `host`: `max_connections` of [endpoints.NAME]",
     ),
-    (&["min_pool_size"], "use `min_connections` of [routes.\"DATABASE/USER\"]"),
+    (
+        &["max_user_connections"],
+        "bound each of the user's routes: `max_connections` of [routes.\"DATABASE/USER\"]",
+    ),
+    (&["reserve_pool_size", "reserve_pool_timeout"], NO_RESERVE_POOL),
+    (&["min_pool_size"], NO_MIN_POOL),
     (
         &["max_db_client_connections", "max_user_client_connections"],
         "not in this version; `max_client_conn` bounds all clients together",
@@ -130,10 +137,11 @@ const DATABASE: Answers = &[
         "a server is an endpoint of its own: put this into [endpoints.NAME], and `endpoint = \"NAME\"` here",
     ),
     (
-        &["pool_size", "reserve_pool_size", "reserve_pool", "max_db_connections"],
-        "use `max_connections` of [endpoints.NAME], or of [routes.\"DATABASE/USER\"]",
+        &["max_db_connections"],
+        "give the database an endpoint of its own, which may have the same `host`, and set `max_connections` there",
     ),
-    (&["min_pool_size"], "use `min_connections` of [routes.\"DATABASE/USER\"]"),
+    (&["reserve_pool_size", "reserve_pool"], NO_RESERVE_POOL),
+    (&["min_pool_size"], NO_MIN_POOL),
     (&["load_balance_hosts"], "the hosts of an endpoint are tried in order"),
     (&["server_lifetime", "query_wait_timeout"], "use it in [pgpinion], for all databases"),
     (

@@ -6,7 +6,42 @@ use super::report::bare_or_quoted;
 use super::settings::{DATABASE, DatabaseSection, ENDPOINT, GENERAL, ROUTE, Setting};
 use super::{Config, cores};
 
+/// One setting as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its key, with its section before it unless that is `[pgpinion]`.
+    pub key: String,
+    /// As a file would have it; `None` when unset.
+    pub value: Option<String>,
+    /// The same of its default.
+    pub default: Option<&'static str>,
+    /// Whether a reload applies it.
+    pub live: bool,
+}
+
 impl Config {
+    /// Every setting as it is, passwords hidden: `[pgpinion]`, then the other sections in the order of the file.
+    pub fn settings(&self) -> Vec<Row> {
+        let mut config = self.clone();
+        let mut all = rows("", GENERAL, &mut config);
+        for endpoint in &mut config.endpoints {
+            let section = format!("endpoints.{}.", bare_or_quoted(&endpoint.name));
+            all.append(&mut rows(&section, ENDPOINT, endpoint));
+        }
+        for database in &self.databases {
+            let section = format!("databases.{}.", bare_or_quoted(&database.name));
+            let endpoint = Some(self.endpoint_of(database).name.clone());
+            let mut database = DatabaseSection { endpoint, database: database.clone() };
+            all.append(&mut rows(&section, DATABASE, &mut database));
+        }
+        for route in &mut config.routes {
+            let section =
+                format!("routes.{}.", bare_or_quoted(&format!("{}/{}", route.database, route.user)));
+            all.append(&mut rows(&section, ROUTE, route));
+        }
+        all
+    }
+
     /// The effective settings as a pgpinion.toml, passwords hidden, the shards as comments at the end.
     pub fn render(&self) -> String {
         let mut config = self.clone();
@@ -72,6 +107,16 @@ fn section<T>(text: &mut String, title: &str, settings: &[Setting<T>], of: &mut 
         let _ = writeln!(text, "{}", setting.show(of));
     }
     text.push('\n');
+}
+
+fn rows<T>(section: &str, settings: &[Setting<T>], of: &mut T) -> Vec<Row> {
+    let row = |setting: &Setting<T>| Row {
+        key: format!("{section}{}", setting.name),
+        value: setting.value(of),
+        default: (!setting.default.is_empty()).then_some(setting.default),
+        live: setting.live,
+    };
+    settings.iter().map(row).collect()
 }
 
 fn count(number: usize, what: &str) -> String {

@@ -20,6 +20,8 @@ pub(super) struct Setting<T> {
     pub unit: &'static str,
     /// What it does.
     pub what: &'static str,
+    /// Whether a reload applies it; the others hold until the restart.
+    pub live: bool,
     /// The least and the most, for numbers.
     limits: (u64, u64),
     place: fn(&mut T) -> &mut dyn Value,
@@ -33,12 +35,22 @@ impl<T> Setting<T> {
         place: fn(&mut T) -> &mut dyn Value,
         what: &'static str,
     ) -> Self {
-        Self { name, default, unit, what, limits: (0, u64::MAX), place }
+        Self { name, default, unit, what, live: false, limits: (0, u64::MAX), place }
     }
 
     const fn within(mut self, least: u64, most: u64) -> Self {
         self.limits = (least, most);
         self
+    }
+
+    const fn live(mut self) -> Self {
+        self.live = true;
+        self
+    }
+
+    /// The TOML that reads as its value; `None` when unset.
+    pub fn value(&self, of: &mut T) -> Option<String> {
+        (self.place)(of).show()
     }
 
     /// Takes the value over, or says why not.
@@ -127,7 +139,33 @@ pub(super) const GENERAL: &[General] = &[
         |c| &mut c.max_prepared_statements,
         "named prepared statements kept on each server connection in transaction and statement pooling",
     )
-    .within(0, STATEMENTS_MAX),
+    .within(0, STATEMENTS_MAX)
+    .live(),
+    General::new(
+        "default_pool_size",
+        "0",
+        "connections, 0 = as many as the endpoint has",
+        |c| &mut c.default_pool_size,
+        "connections that a route can have at most, unless its database or itself says otherwise",
+    )
+    .within(0, CONNECTIONS_MAX)
+    .live(),
+    General::new(
+        "hand_over",
+        "true",
+        "true or false",
+        |c| &mut c.hand_over,
+        "whether idle server connections go to the shard where they are wanted",
+    )
+    .live(),
+    General::new(
+        "steering",
+        "true",
+        "true or false",
+        |c| &mut c.steering,
+        "whether clients go, at login, to the few shards that a route with few connections lives on",
+    )
+    .live(),
     General::new("auth_type", r#""trust""#, "trust", |c| &mut c.auth_type, "how clients prove who they are"),
     General::new(
         "auth_file",
@@ -141,8 +179,9 @@ pub(super) const GENERAL: &[General] = &[
         "[]",
         "users",
         |c| &mut c.admin_users,
-        "who may open the console, the database \"pgpinion\"",
-    ),
+        "who may open the console, the database \"pgpinion\", and use the endpoints' reserves",
+    )
+    .live(),
     General::new(
         "cores",
         "",
@@ -170,63 +209,72 @@ pub(super) const GENERAL: &[General] = &[
         "seconds, 0 = off",
         |c| &mut c.timeouts.query_wait,
         "how long a client may wait for a server connection",
-    ),
+    )
+    .live(),
     General::new(
         "server_idle_timeout",
         "600",
         "seconds, 0 = off",
         |c| &mut c.timeouts.server_idle,
         "how long a server connection may be without use",
-    ),
+    )
+    .live(),
     General::new(
         "server_lifetime",
         "3600",
         "seconds, 0 = off",
         |c| &mut c.timeouts.server_lifetime,
         "how old a server connection may become",
-    ),
+    )
+    .live(),
     General::new(
         "server_connect_timeout",
         "15",
         "seconds",
         |c| &mut c.timeouts.server_connect,
         "how long dialling a server and logging in to it may take",
-    ),
+    )
+    .live(),
     General::new(
         "server_close_timeout",
         "5",
         "seconds",
         |c| &mut c.timeouts.server_close,
         "how long a closing server connection may keep its slot",
-    ),
+    )
+    .live(),
     General::new(
         "client_login_timeout",
         "60",
         "seconds, 0 = off",
         |c| &mut c.timeouts.client_login,
         "how long a login may take",
-    ),
+    )
+    .live(),
     General::new(
         "client_idle_timeout",
         "0",
         "seconds, 0 = off",
         |c| &mut c.timeouts.client_idle,
         "how long a client may be silent outside a transaction",
-    ),
+    )
+    .live(),
     General::new(
         "idle_transaction_timeout",
         "0",
         "seconds, 0 = off",
         |c| &mut c.timeouts.idle_transaction,
         "how long a client may be silent inside a transaction",
-    ),
+    )
+    .live(),
     General::new(
         "shutdown_timeout",
         "0",
         "seconds, 0 = wait for ever",
         |c| &mut c.timeouts.shutdown,
         "how long SIGTERM waits for clients to finish",
-    ),
+    )
+    .live(),
     General::new(
         "tcp_keepalive",
         "true",
@@ -275,35 +323,40 @@ pub(super) const GENERAL: &[General] = &[
         "text or json",
         |c| &mut c.log.format,
         "how a line of the log looks",
-    ),
+    )
+    .live(),
     General::new(
         "log_level",
         r#""info""#,
         "error, warn, info or debug",
         |c| &mut c.log.level,
         "the least that is logged",
-    ),
+    )
+    .live(),
     General::new(
         "log_connections",
         "true",
         "true or false",
         |c| &mut c.log.connections,
         "whether logins are logged",
-    ),
+    )
+    .live(),
     General::new(
         "log_disconnections",
         "true",
         "true or false",
         |c| &mut c.log.disconnections,
         "whether disconnections are logged, with their reason",
-    ),
+    )
+    .live(),
     General::new(
         "stats_period",
         "60",
         "seconds, 0 = off",
         |c| &mut c.stats_period,
         "how often a line of statistics is logged",
-    ),
+    )
+    .live(),
     General::new(
         "dns_max_ttl",
         "15",
@@ -337,7 +390,17 @@ pub(super) const ENDPOINT: &[OfEndpoint] = &[
         |e| &mut e.max_connections,
         "connections to it over all shards and routes; 90 leaves some of PostgreSQL's own 100 to others",
     )
-    .within(1, CONNECTIONS_MAX),
+    .within(1, CONNECTIONS_MAX)
+    .live(),
+    OfEndpoint::new(
+        "reserve",
+        "0",
+        "connections",
+        |e| &mut e.reserve,
+        "of these, connections that only routes of admin_users may use",
+    )
+    .within(0, CONNECTIONS_MAX)
+    .live(),
 ];
 
 /// `[databases.NAME]`.
@@ -371,12 +434,22 @@ pub(super) const DATABASE: &[OfDatabase] = &[
         "the password for the server",
     ),
     OfDatabase::new("pool_mode", "", r#""session""#, |d| &mut d.database.pool_mode, "a pool mode of its own"),
+    OfDatabase::new(
+        "pool_size",
+        "",
+        "20",
+        |d| &mut d.database.pool_size,
+        "connections that each of its routes can have at most, instead of default_pool_size",
+    )
+    .within(0, CONNECTIONS_MAX)
+    .live(),
 ];
 
 /// `[routes."DATABASE/USER"]`.
 pub(super) const ROUTE: &[OfRoute] = &[
     OfRoute::new("weight", "1", "parts", |r| &mut r.weight, "its part of the endpoint's connections")
-        .within(1, WEIGHT_MAX),
+        .within(1, WEIGHT_MAX)
+        .live(),
     OfRoute::new(
         "min_connections",
         "0",
@@ -384,9 +457,11 @@ pub(super) const ROUTE: &[OfRoute] = &[
         |r| &mut r.min_connections,
         "connections it can always have",
     )
-    .within(0, CONNECTIONS_MAX),
+    .within(0, CONNECTIONS_MAX)
+    .live(),
     OfRoute::new("max_connections", "", "20", |r| &mut r.max_connections, "connections it can have at most")
-        .within(1, CONNECTIONS_MAX),
+        .within(1, CONNECTIONS_MAX)
+        .live(),
 ];
 
 /// `[default]` and `[[core]]` of cores.toml.

@@ -439,6 +439,31 @@ const BAD_FILES: &[(&str, &[&str])] = &[
             "11:19: `max_connections` must be at least 1, and is 0; leave it out for no bound",
         ],
     ),
+    (
+        "[pgpinion]\ndefault_pool_size = 4\n[endpoints.main]\nhost = \"a\"\nmax_connections = 10\nreserve = 10\n\
+         [databases.app]\npool_size = 0\n[databases.b]\npool_size = 3\n[routes.\"app/x\"]\nmin_connections = 5\n\
+         [routes.\"b/x\"]\nmin_connections = 4\n",
+        &[
+            "5:19: `max_connections` of [endpoints.main] is 10, and its routes are promised 9 by their `min_connections` and \
+             10 are its `reserve`; raise the one or lower the others",
+            "6:11: `reserve` of [endpoints.main] is 10 of its 10 `max_connections`: that leaves nothing to others than \
+             admin_users; lower it",
+            "8:13: `pool_size` must be at least 1, and is 0; leave it out for no bound",
+            "12:19: `min_connections` (5) is more than `default_pool_size` (4); lower it, or give the route a \
+             `max_connections` of its own",
+            "14:19: `min_connections` (4) is more than the database's `pool_size` (3); lower it, or give the route a \
+             `max_connections` of its own",
+        ],
+    ),
+    (
+        "[pgpinion]\nmin_pool_size = 1\n[endpoints.main]\nhost = \"a\"\n[databases.app]\nmax_db_connections = 5\n",
+        &[
+            "2:1: unknown key `min_pool_size` in [pgpinion]: idle servers stay for `server_idle_timeout`; what a route can \
+             always have is `min_connections` of [routes.\"DATABASE/USER\"]",
+            "6:1: unknown key `max_db_connections` in [databases.app]: give the database an endpoint of its own, which may \
+             have the same `host`, and set `max_connections` there",
+        ],
+    ),
 ];
 
 /// A cores.toml, and what is said of it.
@@ -547,4 +572,128 @@ fn a_missing_file_is_told() {
 fn keys_are_quoted_only_if_they_must() {
     assert_eq!(bare_or_quoted("a-b_1"), "a-b_1");
     assert_eq!(bare_or_quoted("*"), "\"*\"");
+}
+
+#[test]
+fn the_terms_of_a_route_are_its_own_else_its_database_s_else_the_general_ones() {
+    let text = "[pgpinion]\ndefault_pool_size = 7\nadmin_users = [\"dba\"]\n[endpoints.main]\nhost = \"a\"\n\
+        [databases.\"*\"]\n[databases.app]\npool_size = 5\n\
+        [routes.\"app/batch\"]\nweight = 3\nmin_connections = 1\nmax_connections = 2\n[routes.\"app/web\"]\nweight = 2\n";
+    let config = parse_with(text, &[]).unwrap();
+    let terms = |weight, floor, ceiling, may_use_reserve| Terms {
+        weight,
+        floor,
+        ceiling: Some(ceiling),
+        may_use_reserve,
+    };
+    assert_eq!(config.terms("app", "batch"), terms(3, 1, 2, false));
+    assert_eq!(config.terms("app", "web"), terms(2, 0, 5, false));
+    assert_eq!(config.terms("app", "dba"), terms(1, 0, 5, true));
+    assert_eq!(config.terms("other", "web"), terms(1, 0, 7, false));
+    assert_eq!(general("").unwrap().terms("any", "x").ceiling, None);
+}
+
+/// Each setting set to another value: a reload applies it exactly if the table says so.
+#[test]
+fn a_reload_applies_what_the_table_calls_live_and_names_the_rest() {
+    let files = [("etc/u", "\"a\" \"b\""), ("etc/c", "[[core]]\ncpu = 0\n")];
+    let old = general("").unwrap();
+    for setting in GENERAL.iter().filter(|setting| setting.name != "auth_type") {
+        let line = OTHER_VALUES.iter().find(|line| line.split(' ').next() == Some(setting.name));
+        let line = line.unwrap_or_else(|| panic!("no other value of {}", setting.name));
+        let new = parse_with(&format!("[pgpinion]\n{line}\n{SERVER}"), &files).unwrap();
+        let reloaded = old.reload(&new).unwrap();
+        let named =
+            |list: &[String]| list.iter().any(|each| each.starts_with(&format!("{}: ", setting.name)));
+        assert_eq!(named(&reloaded.applied), setting.live, "{line}: {reloaded:?}");
+        assert_eq!(named(&reloaded.needs_restart), !setting.live, "{line}: {reloaded:?}");
+        assert_eq!(reloaded.config == old, !setting.live, "{line}");
+    }
+}
+
+const OTHER_VALUES: &[&str] = &[
+    "max_prepared_statements = 0",
+    "listen = [\"127.0.0.1:1\"]",
+    "pool_mode = \"session\"",
+    "max_client_conn = 5",
+    "default_pool_size = 5",
+    "hand_over = false",
+    "steering = false",
+    "auth_file = \"u\"",
+    "admin_users = [\"x\"]",
+    "cores = \"c\"",
+    "metrics_listen = \"127.0.0.1:1\"",
+    "server_reset_query = \"x\"",
+    "query_wait_timeout = 9",
+    "server_idle_timeout = 9",
+    "server_lifetime = 9",
+    "server_connect_timeout = 9",
+    "server_close_timeout = 9",
+    "client_login_timeout = 9",
+    "client_idle_timeout = 9",
+    "idle_transaction_timeout = 9",
+    "shutdown_timeout = 9",
+    "tcp_keepalive = false",
+    "tcp_keepidle = 9",
+    "tcp_keepintvl = 9",
+    "tcp_keepcnt = 9",
+    "tcp_user_timeout = 9",
+    "tcp_socket_buffer = 9",
+    "listen_backlog = 9",
+    "log_format = \"json\"",
+    "log_level = \"debug\"",
+    "log_connections = false",
+    "log_disconnections = false",
+    "stats_period = 9",
+    "dns_max_ttl = 9",
+    "dns_nxdomain_ttl = 9",
+];
+
+#[test]
+fn a_reload_changes_limits_and_keeps_what_is_wired() {
+    let file = |main: &str, app: &str, more: &str| {
+        let text = format!(
+            "[endpoints.main]\nhost = \"a\"\n{main}\n[databases.app]\nendpoint = \"main\"\n{app}\n{more}\n"
+        );
+        parse_with(&text, &[]).unwrap()
+    };
+    let old = file("max_connections = 20", "password = \"x\"", "[routes.\"app/y\"]\nweight = 2");
+    let nothing = Reloaded { config: old.clone(), applied: vec![], needs_restart: vec![] };
+    assert_eq!(old.reload(&old), Ok(nothing));
+
+    let app = "password = \"x\"\npool_size = 3";
+    let new = file("max_connections = 5\nreserve = 1", app, "[routes.\"app/z\"]\nweight = 4");
+    let reloaded = old.reload(&new).unwrap();
+    let expected = [
+        "databases.app.pool_size: unset -> 3",
+        "endpoints.main.max_connections: 20 -> 5",
+        "endpoints.main.reserve: 0 -> 1",
+        "routes.\"app/y\".min_connections: 0 -> unset",
+        "routes.\"app/y\".weight: 2 -> unset",
+        "routes.\"app/z\".min_connections: unset -> 0",
+        "routes.\"app/z\".weight: unset -> 4",
+    ];
+    assert_eq!(reloaded.applied, expected);
+    assert_eq!((reloaded.config == new, reloaded.needs_restart), (true, vec![]));
+
+    let more = "[routes.\"app/y\"]\nweight = 2\n[endpoints.b]\nhost = \"b\"";
+    let other = file("max_connections = 20\nport = 1", "password = \"z\"", more);
+    let reloaded = old.reload(&other).unwrap();
+    let expected = [
+        "endpoints.b.host: unset -> \"b\"",
+        "endpoints.b.max_connections: unset -> 90",
+        "endpoints.b.port: unset -> 5432",
+        "endpoints.b.reserve: unset -> 0",
+        "endpoints.main.port: 5432 -> 1",
+        "databases.app.password",
+    ];
+    assert_eq!(reloaded.needs_restart, expected);
+    assert_eq!(reloaded.config, old);
+
+    let text =
+        "[pgpinion]\ncores = \"c\"\n[endpoints.main]\nhost = \"a\"\nmax_connections = 1\n[databases.app]\n";
+    let fewer = parse_with(text, &[("etc/c", "[[core]]\ncpu = 0\n")]).unwrap();
+    let refused = old.reload(&fewer).unwrap_err();
+    let why = "it does not go together with what holds until a restart: `max_connections`";
+    assert!(refused.starts_with(why), "{refused}");
 }

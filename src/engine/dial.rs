@@ -19,22 +19,18 @@ impl Engine {
     /// Opens a connection to an endpoint, trying its hosts and their addresses in order until one answers or
     /// `server_connect_timeout` is over for all of them together.
     pub(super) fn spawn_dial(self: &Rc<Self>, server: Key<Server>, endpoint: usize) {
-        let engine = self.clone();
+        let dial = Dial { engine: self.clone(), server };
         self.tasks.spawn(async move {
-            let outcome = engine.dial(endpoint).await.map(|fd| {
-                let owner = Party::Server(server).to_owner();
-                engine.ring.adopt(fd, owner)
-            });
-            engine.with_shard(None, |shard| {
-                shard.set_time(clock::now());
-                shard.dialed(server, outcome);
-            });
+            let owner = Party::Server(server).to_owner();
+            let outcome = dial.engine.dial(endpoint).await.map(|fd| dial.engine.ring.adopt(fd, owner));
+            dial.ends(outcome);
         });
     }
 
     async fn dial(&self, endpoint: usize) -> Result<OwnedFd, DialError> {
-        let deadline = clock::now() + self.config.timeouts.server_connect;
-        let settings = &self.config.endpoints[endpoint];
+        let config = self.config.borrow().clone();
+        let deadline = clock::now() + config.timeouts.server_connect;
+        let settings = &config.endpoints[endpoint];
         let mut failures = Vec::new();
         for host in &settings.hosts {
             let addresses = match self.resolve(host, settings.port).await {
@@ -61,7 +57,7 @@ impl Engine {
         }
         match self.ring.connect(fd, address, deadline).await {
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                let seconds = self.config.timeouts.server_connect.as_secs_f64();
+                let seconds = self.config.borrow().timeouts.server_connect.as_secs_f64();
                 Err(io::Error::new(
                     error.kind(),
                     format!("no answer within server_connect_timeout ({seconds} s)"),
@@ -98,7 +94,7 @@ impl Engine {
         let Some(Ok(address)) = self.ring.with_fd(socket, ring::peer_address) else { return };
         let engine = self.clone();
         self.tasks.spawn(async move {
-            let deadline = clock::now() + engine.config.timeouts.server_connect;
+            let deadline = clock::now() + engine.config.borrow().timeouts.server_connect;
             match engine.connect(&address, deadline).await {
                 Ok(fd) => {
                     let socket = engine.ring.adopt(fd, NOBODY);
@@ -126,12 +122,39 @@ impl Engine {
         }
         self.tasks.spawn(async move {
             if let Ok(result) = result.await {
-                engine.with_shard(None, |shard| {
+                engine.guarded(Party::Server(server).to_owner(), None, |shard| {
                     shard.set_time(clock::now());
                     shard.scram_done(server, result);
                 });
             }
         });
+    }
+}
+
+/// A dial under way. Even a panic on its way does not leave the shard waiting for it, with a permit in its hands.
+struct Dial {
+    engine: Rc<Engine>,
+    server: Key<Server>,
+}
+
+impl Dial {
+    fn ends(self, outcome: Result<SocketId, DialError>) {
+        self.tell(outcome);
+    }
+
+    fn tell(&self, outcome: Result<SocketId, DialError>) {
+        self.engine.guarded(Party::Server(self.server).to_owner(), None, |shard| {
+            shard.set_time(clock::now());
+            shard.dialed(self.server, outcome);
+        });
+    }
+}
+
+impl Drop for Dial {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell(Err(DialError("internal error".into())));
+        }
     }
 }
 

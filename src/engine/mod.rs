@@ -6,37 +6,79 @@
 //! server, cancelling a query, waiting for a computation.
 
 mod dial;
+pub mod panics;
+mod post;
 mod process;
+mod reload;
+#[cfg(test)]
+mod tests;
 
 pub use process::{RunError, run};
+pub use reload::Source;
 
 use crate::config::{Config, LogLevel};
 use crate::control::crypto::Helpers;
 use crate::control::log::Logger;
 use crate::control::resolve::Resolver;
-use crate::ids::{Owner, ShardId};
+use crate::ids::{Owner, ShardId, SocketId};
+use crate::mail::{Letter, STEERED_MAX};
+use crate::metrics::{CoreReport, Stats};
 use crate::ring::{
     self, CloseMode, Event, Keepalive, Outgoing, Received, Ring, SocketAddress, Tasks, TcpOptions, clock,
 };
-use crate::shard::{Effect, Party, Peer, Piece, Shard, Stats};
-use crossbeam_channel::Receiver;
+use crate::shard::{Effect, Party, Peer, Piece, Shard};
+use crate::slab::Key;
+use crossbeam_channel::{Receiver, Sender};
+use post::Post;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What reaches a shard from other threads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Mail {
-    /// End in good order: finish transactions, then go.
+    /// Finish transactions, and send everybody away.
     Drain,
+    /// All shards have: go. Whom a letter still brings is sent away first.
+    End,
     /// End now.
     Stop,
     /// Write the counts of the last period to the log.
     Report,
+    /// Go on with this configuration, and say so.
+    Configure {
+        /// The same for all shards.
+        config: Arc<Config>,
+        /// Which of the published ones it is.
+        generation: u64,
+    },
+    /// The reload that a client of the console asked for came to its end.
+    Reloaded {
+        /// Its key, as a number.
+        client: u64,
+        /// It is applied on all shards.
+        good: bool,
+    },
+}
+
+/// What a shard tells the main thread.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// It goes on with the configuration of this generation.
+    Configured(u64),
+    /// It was drained. Told once.
+    Drained,
+    /// A client of its console wants a reload.
+    Reload { from: ShardId, client: u64 },
+}
+
+/// A letter on its way.
+pub(crate) struct Parcel {
+    pub from: ShardId,
+    pub letter: Letter<OwnedFd>,
 }
 
 /// What a shard is made of. All of it may be shared or sent.
@@ -45,7 +87,11 @@ pub(crate) struct Parts {
     pub id: ShardId,
     pub shards: usize,
     pub listeners: Vec<OwnedFd>,
+    /// Words of the main thread.
     pub mail: Receiver<Mail>,
+    pub news: Sender<News>,
+    /// Letters of the other shards.
+    pub post: Post<Parcel>,
     /// Clients of the whole process: counted at accept and close only.
     pub clients: Arc<AtomicUsize>,
     pub logger: Logger,
@@ -56,43 +102,60 @@ pub(crate) struct Parts {
 
 /// One shard at work.
 pub(crate) struct Engine {
-    config: Arc<Config>,
+    config: RefCell<Arc<Config>>,
     id: ShardId,
     ring: Ring,
     tasks: Tasks,
     shard: RefCell<Shard>,
     effects: RefCell<Vec<Effect>>,
     mail: Receiver<Mail>,
+    news: Sender<News>,
+    told_drained: Cell<bool>,
+    post: Post<Parcel>,
+    /// Of the connection that was just taken out of the ring.
+    descriptor: Cell<Option<OwnedFd>>,
     clients: Arc<AtomicUsize>,
-    logger: Logger,
+    logger: RefCell<Logger>,
     resolver: Resolver,
     helpers: Helpers,
     listeners: RefCell<Vec<crate::ring::ListenerId>>,
     stopping: Cell<bool>,
+    may_end: Cell<bool>,
     reported: Cell<Stats>,
     panics: Cell<u64>,
+    /// The CPU it is pinned to.
+    cpu: usize,
+    doorbells: Cell<u64>,
 }
 
 impl Engine {
     pub(crate) fn new(parts: Parts, ring: Ring, tasks: Tasks) -> Rc<Self> {
+        let cpu = parts.config.cores.shards.get(usize::from(parts.id.0)).map_or(0, |core| core.cpu);
         let shard = Shard::new(parts.config.clone(), parts.id, parts.shards, parts.seed);
         let listeners = parts.listeners.into_iter().map(|listener| ring.listen(listener, 0)).collect();
         Rc::new(Self {
-            config: parts.config,
+            config: RefCell::new(parts.config),
             id: parts.id,
             ring,
             tasks,
             shard: RefCell::new(shard),
             effects: RefCell::new(Vec::with_capacity(64)),
             mail: parts.mail,
+            news: parts.news,
+            told_drained: Cell::new(false),
+            post: parts.post,
+            descriptor: Cell::new(None),
             clients: parts.clients,
-            logger: parts.logger,
+            logger: RefCell::new(parts.logger),
             resolver: parts.resolver,
             helpers: parts.helpers,
             listeners: RefCell::new(listeners),
             stopping: Cell::new(false),
+            may_end: Cell::new(false),
             reported: Cell::new(Stats::default()),
             panics: Cell::new(0),
+            cpu,
+            doorbells: Cell::new(0),
         })
     }
 
@@ -101,13 +164,15 @@ impl Engine {
     /// # Errors
     /// The ring failed: nothing can go on.
     pub(crate) async fn drive(self: &Rc<Self>) -> io::Result<()> {
+        let _ends = panics::EndsTheProcess;
         while !self.stopping.get() {
             let slept = Cell::new(true);
-            let deadline = || {
+            let about_to_sleep = || {
                 slept.set(true);
+                self.post.ring_bells();
                 self.shard.borrow().next_deadline()
             };
-            self.ring.turn_until(deadline, &mut |event| {
+            self.ring.turn_until(about_to_sleep, &mut |event| {
                 if slept.replace(false) {
                     self.shard.borrow_mut().set_time(clock::now());
                 }
@@ -117,21 +182,36 @@ impl Engine {
             if self.tasks.may_be_runnable() {
                 self.tasks.settle().await;
             }
-            if self.listeners.borrow().is_empty() && self.shard.borrow().is_empty() {
-                return Ok(());
+            if self.is_drained() {
+                if self.may_end.get() {
+                    break;
+                }
+                if !self.told_drained.replace(true) {
+                    self.tell(News::Drained);
+                }
             }
         }
+        self.post.ring_bells();
         Ok(())
+    }
+
+    fn is_drained(&self) -> bool {
+        self.listeners.borrow().is_empty() && self.shard.borrow().is_empty()
     }
 
     /// Acts on deadlines that have come.
     fn tick(self: &Rc<Self>) {
         let now = clock::now();
-        if self.shard.borrow().next_deadline() <= now {
-            self.with_shard(None, |shard| {
-                shard.set_time(now);
-                shard.tick();
-            });
+        if self.shard.borrow().next_deadline() > now {
+            return;
+        }
+        self.shard.borrow_mut().set_time(now);
+        loop {
+            let Some(due) = self.shard.borrow_mut().due() else { return };
+            match due.owner() {
+                Some(owner) => self.guarded(owner, None, |shard| shard.ring(due)),
+                None => self.with_shard(None, |shard| shard.ring(due)),
+            }
         }
     }
 
@@ -155,26 +235,33 @@ impl Engine {
             Event::AcceptFailed { error, .. } => {
                 self.write(LogLevel::Error, format!("shard {}: cannot accept: {error}", self.id));
             }
-            Event::Doorbell => self.read_mail(),
-            Event::Taken { .. } => unreachable!("no connection moves in this version"),
+            Event::Doorbell => {
+                self.doorbells.set(self.doorbells.get() + 1);
+                self.read_mail();
+            }
+            Event::Taken { owner, fd, .. } => self.taken(owner, fd),
         }
     }
 
-    /// Lets the shard handle an event of `owner`. A panic condemns that connection and whom it is linked to; a second
-    /// one while doing so means that the shard's state is beyond trust, and ends the process.
+    /// Lets the shard handle an event of `owner`, whom a panic condemns.
     fn guarded(self: &Rc<Self>, owner: Owner, buffer: Option<&Received>, handle: impl FnOnce(&mut Shard)) {
-        let mut shard = self.shard.borrow_mut();
-        if catch_unwind(AssertUnwindSafe(|| handle(&mut shard))).is_err() {
+        if !panics::guarded(&mut self.shard.borrow_mut(), owner, handle) {
             self.panics.set(self.panics.get() + 1);
-            shard.condemn(owner);
         }
-        drop(shard);
         self.apply(buffer);
     }
 
     pub(crate) fn with_shard(self: &Rc<Self>, buffer: Option<&Received>, handle: impl FnOnce(&mut Shard)) {
         handle(&mut self.shard.borrow_mut());
         self.apply(buffer);
+    }
+
+    /// The same with the time of now.
+    fn with_shard_now(self: &Rc<Self>, handle: impl FnOnce(&mut Shard)) {
+        self.with_shard(None, |shard| {
+            shard.set_time(clock::now());
+            handle(shard);
+        });
     }
 
     /// Does what the shard wants done.
@@ -197,10 +284,19 @@ impl Engine {
                 Effect::Close { socket, linger: Some(linger) } => {
                     self.ring.close(socket, CloseMode::AfterSending(linger));
                 }
+                Effect::Take { socket } => self.ring.take(socket),
+                Effect::Mail { to, letter } => self.send_letter(to, letter),
                 Effect::Dial { server, endpoint } => self.spawn_dial(server, endpoint),
                 Effect::Cancel { socket, key } => self.spawn_cancel(socket, key),
                 Effect::Compute { server, work } => self.spawn_computation(server, work),
-                Effect::Log(line) => self.logger.line(line),
+                Effect::Observe => {
+                    let core = self.core_report();
+                    self.with_shard(None, |shard| shard.observed(core));
+                }
+                Effect::Reload { client } => {
+                    self.tell(News::Reload { from: self.id, client: client.to_bits() });
+                }
+                Effect::Log(line) => self.logger.borrow().line(line),
             }
         }
         self.effects.replace(effects);
@@ -214,11 +310,12 @@ impl Engine {
             Err(_) => return,
         };
         let clients = self.clients.fetch_add(1, Ordering::Relaxed) + 1;
-        if clients > self.config.max_client_conn + SURPLUS_CLIENTS_MAX {
+        let clients_max = self.config.borrow().max_client_conn;
+        if clients > clients_max + SURPLUS_CLIENTS_MAX {
             self.clients.fetch_sub(1, Ordering::Relaxed);
             return;
         }
-        let surplus = clients > self.config.max_client_conn;
+        let surplus = clients > clients_max;
         let socket = self.ring.adopt(fd, NOBODY);
         let owner = {
             let mut shard = self.shard.borrow_mut();
@@ -230,21 +327,73 @@ impl Engine {
 
     /// Sets what the configuration says on a TCP socket.
     pub(crate) fn set_options(&self, fd: BorrowedFd<'_>) {
-        if let Err(error) = ring::set_tcp_options(fd, &tcp_options(&self.config)) {
+        if let Err(error) = ring::set_tcp_options(fd, &tcp_options(&self.config.borrow())) {
             self.write(LogLevel::Warn, format!("shard {}: cannot set TCP options: {error}", self.id));
         }
     }
 
     // ---- mail ----
 
+    /// A connection is out of the ring: it goes, if the shard still wants that.
+    fn taken(self: &Rc<Self>, owner: Owner, fd: OwnedFd) {
+        let has_room = |to| self.post.has_fewer_than(STEERED_MAX, to);
+        let leaves = self.shard.borrow_mut().taken(owner, has_room);
+        if leaves {
+            self.descriptor.set(Some(fd));
+            self.apply(None);
+        } else {
+            let socket = self.ring.adopt(fd, owner);
+            self.guarded(owner, None, |shard| shard.stays(owner, socket));
+        }
+    }
+
+    fn send_letter(self: &Rc<Self>, to: ShardId, letter: Letter<()>) {
+        let letter = letter.map(|()| match self.descriptor.take() {
+            Some(fd) => fd,
+            None => unreachable!("a connection leaves when it was taken out of the ring"),
+        });
+        self.post.send(to, Parcel { from: self.id, letter });
+    }
+
+    fn read_letter(self: &Rc<Self>, Parcel { from, letter }: Parcel) {
+        let letter = letter.map(|fd| self.ring.adopt(fd, NOBODY));
+        let socket: Option<SocketId> = letter.connection().copied();
+        let owner = self.shard.borrow_mut().mail(from, letter);
+        if let (Some(socket), Some(owner)) = (socket, owner) {
+            self.ring.set_owner(socket, owner);
+        }
+        self.apply(None);
+    }
+
     fn read_mail(self: &Rc<Self>) {
+        for parcel in self.post.read() {
+            self.read_letter(parcel);
+        }
         while let Ok(mail) = self.mail.try_recv() {
             match mail {
                 Mail::Drain => self.drain(),
+                Mail::End => self.may_end.set(true),
                 Mail::Stop => self.stopping.set(true),
                 Mail::Report => self.report(),
+                Mail::Configure { config, generation } => self.configure(config, generation),
+                Mail::Reloaded { client, good } => {
+                    self.with_shard_now(|shard| shard.reloaded(Key::from_bits(client), good));
+                }
             }
         }
+    }
+
+    fn configure(self: &Rc<Self>, config: Arc<Config>, generation: u64) {
+        let logger = self.logger.borrow().with(&config.log);
+        self.logger.replace(logger);
+        self.config.replace(config.clone());
+        self.with_shard_now(|shard| shard.configure(config));
+        self.tell(News::Configured(generation));
+    }
+
+    /// Nobody listens only when the process ends.
+    fn tell(&self, news: News) {
+        let _ = self.news.send(news);
     }
 
     fn drain(self: &Rc<Self>) {
@@ -254,10 +403,11 @@ impl Engine {
         self.with_shard(None, |shard| shard.drain());
     }
 
-    /// One line with the counts since the last.
-    fn report(&self) {
+    /// One line with the counts since the last, and some for the busiest routes.
+    fn report(self: &Rc<Self>) {
+        self.with_shard_now(Shard::end_period);
         let shard = self.shard.borrow();
-        let (now, census, ring) = (shard.stats(), shard.census(), self.ring.stats());
+        let (now, census, core) = (shard.stats(), shard.census(), self.core_report());
         let last = self.reported.replace(now);
         let (transactions, queries) = (now.transactions - last.transactions, now.queries - last.queries);
         let wait = (now.wait - last.wait).as_micros() / u128::from(transactions.max(1));
@@ -265,7 +415,8 @@ impl Engine {
             LogLevel::Info,
             format!(
                 "stats: shard {}: {transactions} xacts, {queries} queries, {} logins, in {} B, out {} B, wait {wait} us a \
-                 xact; clients {} ({} waiting), servers {} ({} idle), {} opened; buffers {} free, {} panics",
+                 xact; clients {} ({} waiting), servers {} ({} idle), {} opened; handed over {} out {} in, steered {} out {} in; \
+                 since start: {} turns, {} doorbells, letters {} out {} in; buffers {} of {} free, {} panics",
                 self.id,
                 now.logins - last.logins,
                 now.received - last.received,
@@ -275,16 +426,39 @@ impl Engine {
                 census.servers,
                 census.idle,
                 now.opened - last.opened,
-                ring.buffers_free,
-                self.panics.get(),
+                now.handed_out - last.handed_out,
+                now.handed_in - last.handed_in,
+                now.steered_out - last.steered_out,
+                now.steered_in - last.steered_in,
+                core.turns,
+                core.doorbells,
+                core.letters_out,
+                core.letters_in,
+                core.buffers_free,
+                core.buffers,
+                core.panics,
             ),
         );
+    }
+
+    fn core_report(&self) -> CoreReport {
+        let (ring, post) = (self.ring.stats(), self.post.stats());
+        CoreReport {
+            cpu: self.cpu,
+            turns: ring.enters,
+            doorbells: self.doorbells.get(),
+            letters_in: post.received,
+            letters_out: post.sent,
+            panics: self.panics.get(),
+            buffers_free: ring.buffers_free,
+            buffers: ring.buffers,
+        }
     }
 
     // ---- log ----
 
     pub(crate) fn write(&self, level: LogLevel, text: String) {
-        self.logger.log(level, &text);
+        self.logger.borrow().log(level, &text);
     }
 }
 

@@ -1,6 +1,8 @@
 //! The process: threads, listeners, signals, the end.
 
-use super::{Engine, Mail, Parts};
+use super::post::Post;
+use super::reload::{Reloads, Source};
+use super::{Engine, Mail, News, Parcel, Parts};
 use crate::config::{self, Config, Listen};
 use crate::control::affinity::Housekeeping;
 use crate::control::crypto::Helpers;
@@ -10,10 +12,11 @@ use crate::control::resolve::Resolver;
 use crate::control::signals::{self, Signal};
 use crate::ids::ShardId;
 use crate::log_line::Line;
+use crate::mail::letters_max;
 use crate::ring::{self, Doorbell, Ring, RingSettings, Tasks};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,7 +37,7 @@ impl fmt::Display for RunError {
 impl std::error::Error for RunError {}
 
 /// A shard's thread as the main thread sees it.
-struct ShardThread {
+pub(super) struct ShardThread {
     thread: JoinHandle<()>,
     mail: Sender<Mail>,
     doorbell: Doorbell,
@@ -47,14 +50,16 @@ struct Common {
     logger: Logger,
     resolver: Resolver,
     helpers: Helpers,
+    news: Sender<News>,
     ended: Sender<Result<(), RunError>>,
 }
 
-/// Serves until told to end: SIGTERM lets transactions finish, a second one or SIGINT does not.
+/// Serves until told to end: SIGTERM lets transactions finish, a second one or SIGINT does not. SIGHUP asks `source` for
+/// a new configuration.
 ///
 /// # Errors
 /// What was missing at the start (an address in use, a limit, a kernel feature), or a shard that failed.
-pub fn run(config: Config) -> Result<(), RunError> {
+pub fn run(config: Config, source: Source<'_>) -> Result<(), RunError> {
     let failed = |what: &'static str| move |error: io::Error| RunError(format!("cannot {what}: {error}"));
     let blocked = signals::block().map_err(failed("block signals"))?;
     let housekeeping = Housekeeping::new(&config.cores.housekeeping);
@@ -65,33 +70,37 @@ pub fn run(config: Config) -> Result<(), RunError> {
         let _ = deliver.send(signal);
     });
     listening.map_err(failed("wait for signals"))?;
-    let outcome = serve(config, &housekeeping, &received, &logger);
+    let outcome = serve(config, source, &housekeeping, &received, &logger);
     writer.finish(LOG_PATIENCE);
     outcome
 }
 
 fn serve(
     config: Config,
+    source: Source<'_>,
     housekeeping: &Housekeeping,
     signals: &Receiver<Signal>,
     logger: &Logger,
 ) -> Result<(), RunError> {
     let failed = |error: io::Error| RunError(format!("cannot start a helper thread: {error}"));
     check_descriptors(&config, logger);
-    report_panics(logger.clone());
+    super::panics::report(logger.clone());
     let (ended, endings) = unbounded();
+    let (tell_news, news) = unbounded();
     let common = Common {
         resolver: Resolver::start(config.dns, housekeeping).map_err(failed)?,
         helpers: Helpers::start(config.cores.shards.len(), housekeeping).map_err(failed)?,
         config: Arc::new(config),
         clients: Arc::new(AtomicUsize::new(0)),
         logger: logger.clone(),
+        news: tell_news,
         ended,
     };
     let mut listeners = Listeners::open(&common.config)?;
     let shards = start_shards(&common, &mut listeners, &endings)?;
     announce(&common, &shards);
-    let outcome = watch(&common, &shards, signals, &endings);
+    let reloads = Reloads::new(source, common.config.clone(), common.logger.clone());
+    let outcome = watch(reloads, &shards, signals, &news, &endings);
     for shard in shards {
         // A shard that panicked has reported it already.
         let _ = shard.thread.join();
@@ -158,10 +167,12 @@ fn start_shards(
     endings: &Receiver<Result<(), RunError>>,
 ) -> Result<Vec<ShardThread>, RunError> {
     let count = common.config.cores.shards.len();
+    let posts = Post::connect(count, letters_max(permits_max(&common.config), count))
+        .map_err(|error| RunError(format!("cannot make the shards' doorbells: {error}")))?;
     let mut shards = Vec::with_capacity(count);
-    for (index, settings) in common.config.cores.shards.iter().enumerate() {
+    for ((index, settings), post) in common.config.cores.shards.iter().enumerate().zip(posts) {
         let own = std::mem::take(&mut listeners.per_shard[index]);
-        match start_shard(common, own, index, settings) {
+        match start_shard(common, own, post, index, settings) {
             Ok(shard) => shards.push(shard),
             Err(error) => {
                 tell(&shards, Mail::Stop);
@@ -176,19 +187,23 @@ fn start_shards(
 fn start_shard(
     common: &Common,
     listeners: Vec<OwnedFd>,
+    post: Post<Parcel>,
     index: usize,
     settings: &config::Shard,
 ) -> Result<ShardThread, RunError> {
     let failed =
         |error: &dyn fmt::Display| RunError(format!("shard {index} on CPU {}: {error}", settings.cpu));
     let (mail, mailbox) = bounded(MAIL_MAX);
-    let (ready, doorbell) = bounded(1);
+    let (ready, started) = bounded(1);
+    let doorbell = post.doorbell();
     let parts = Parts {
         config: common.config.clone(),
         id: ShardId(index as u16),
         shards: common.config.cores.shards.len(),
         listeners,
         mail: mailbox,
+        news: common.news.clone(),
+        post,
         clients: common.clients.clone(),
         logger: common.logger.clone(),
         resolver: common.resolver.clone(),
@@ -213,65 +228,84 @@ fn start_shard(
                 ended.send(outcome.map_err(|error| RunError(format!("shard {index} on CPU {cpu}: {error}"))));
         })
         .map_err(|error| failed(&error))?;
-    match doorbell.recv() {
-        Ok(doorbell) => Ok(ShardThread { thread, mail, doorbell }),
+    match started.recv() {
+        Ok(()) => Ok(ShardThread { thread, mail, doorbell }),
         // It ended before it was ready; why is in its outcome.
         Err(_) => Err(RunError(format!("shard {index} on CPU {cpu} did not start"))),
     }
 }
 
-async fn shard_main(parts: Parts, settings: RingSettings, ready: Sender<Doorbell>) -> Result<(), String> {
-    let ring = Ring::new(&settings).map_err(|error| error.to_string())?;
-    let doorbell = ring.doorbell();
+async fn shard_main(parts: Parts, settings: RingSettings, ready: Sender<()>) -> Result<(), String> {
+    let ring = Ring::with_doorbell(&settings, parts.post.doorbell()).map_err(|error| error.to_string())?;
     // The panic hook has reported it.
     let tasks = Tasks::new(drop);
     let engine = Engine::new(parts, ring, tasks);
-    let _ = ready.send(doorbell);
+    let _ = ready.send(());
     engine.drive().await.map_err(|error| format!("the ring failed: {error}"))
 }
 
-/// Waits for signals and for the shards' end.
+/// Waits for signals, for news of the shards, and for their end.
 fn watch(
-    common: &Common,
+    mut reloads: Reloads<'_>,
     shards: &[ShardThread],
     signals: &Receiver<Signal>,
+    news: &Receiver<News>,
     endings: &Receiver<Result<(), RunError>>,
 ) -> Result<(), RunError> {
-    let reports = common.config.stats_period.map_or_else(never, tick);
+    let mut period = reloads.config.stats_period;
+    let mut reports = period.map_or_else(never, tick);
     let mut shutdown_deadline = never();
     let mut draining = false;
+    let mut drained = 0;
     let mut running = shards.len();
     let mut outcome = Ok(());
     while running > 0 {
         select! {
             recv(signals) -> signal => match signal {
                 Ok(Signal::Reload) => {
-                    common.logger.line(Line::warn("SIGHUP: this version does not reload; restart instead"));
+                    reloads.logger.line(Line::info("SIGHUP: reading the configuration again"));
+                    reloads.reload(shards);
                 }
                 Ok(Signal::Drain) if !draining => {
                     draining = true;
-                    common.logger.line(Line::info("SIGTERM: finishing transactions"));
-                    shutdown_deadline = common.config.timeouts.shutdown.map_or_else(never, crossbeam_channel::after);
+                    reloads.logger.line(Line::info("SIGTERM: finishing transactions"));
+                    shutdown_deadline = reloads.config.timeouts.shutdown.map_or_else(never, crossbeam_channel::after);
                     tell(shards, Mail::Drain);
                 }
                 Ok(Signal::Drain | Signal::Stop) | Err(_) => {
-                    common.logger.line(Line::info("stopping at once"));
+                    reloads.logger.line(Line::info("stopping at once"));
                     tell(shards, Mail::Stop);
                 }
             },
             recv(shutdown_deadline) -> _ => {
-                common.logger.line(Line::warn("shutdown_timeout: stopping at once"));
+                reloads.logger.line(Line::warn("shutdown_timeout: stopping at once"));
                 tell(shards, Mail::Stop);
+            },
+            recv(news) -> told => match told {
+                Ok(News::Drained) => {
+                    drained += 1;
+                    // Not before the last: until then one may write to another.
+                    if drained == shards.len() {
+                        tell(shards, Mail::End);
+                    }
+                }
+                Ok(News::Configured(generation)) => reloads.applied(generation, shards),
+                Ok(News::Reload { from, client }) => reloads.reload_for(from, client, shards),
+                Err(_) => unreachable!("the main thread can tell itself news"),
             },
             recv(reports) -> _ => tell(shards, Mail::Report),
             recv(endings) -> ending => {
                 running -= 1;
                 if let Ok(Err(error)) = ending {
-                    common.logger.line(Line::error(error.to_string()));
+                    reloads.logger.line(Line::error(error.to_string()));
                     tell(shards, Mail::Stop);
                     outcome = Err(error);
                 }
             },
+        }
+        if period != reloads.config.stats_period {
+            period = reloads.config.stats_period;
+            reports = period.map_or_else(never, tick);
         }
     }
     outcome
@@ -280,9 +314,15 @@ fn watch(
 fn tell(shards: &[ShardThread], mail: Mail) {
     for shard in shards {
         // A full mailbox has reports in it that nobody will miss; a shard that is gone needs no mail.
-        let _ = shard.mail.send_timeout(mail, MAIL_PATIENCE);
-        shard.doorbell.ring();
+        tell_one(shard, mail.clone());
     }
+}
+
+/// Says whether there was room for it.
+pub(super) fn tell_one(shard: &ShardThread, mail: Mail) -> bool {
+    let taken = shard.mail.send_timeout(mail, MAIL_PATIENCE).is_ok();
+    shard.doorbell.ring();
+    taken
 }
 
 fn announce(common: &Common, shards: &[ShardThread]) {
@@ -303,8 +343,13 @@ fn show_listen(listen: &Listen) -> String {
     }
 }
 
+/// Permits that the shards' inboxes have room for: a reload may raise limits up to here.
+pub(super) fn permits_max(config: &Config) -> usize {
+    PERMITS_MIN.max(2 * config.permits())
+}
+
 /// Raises the limit on descriptors and says so when it does not suffice.
-fn check_descriptors(config: &Config, logger: &Logger) {
+pub(super) fn check_descriptors(config: &Config, logger: &Logger) {
     let needed = config.descriptors_needed() as u64;
     match raise_descriptors() {
         Ok(limit) if limit.soft < needed => logger.line(Line::warn(format!(
@@ -317,28 +362,14 @@ fn check_descriptors(config: &Config, logger: &Logger) {
     }
 }
 
-/// Panics go to the log with their place. One in a room whose invariants all connections rest on ends the process: its
-/// account of who holds what cannot be trusted any more, and the service manager starts a new one.
-fn report_panics(logger: Logger) {
-    std::panic::set_hook(Box::new(move |panic| {
-        let backtrace = std::backtrace::Backtrace::force_capture();
-        logger.line(Line::error(format!("panic: {panic}\n{backtrace}")));
-        let place = panic.location().map(|location| location.file()).unwrap_or_default();
-        if ACCOUNTS.iter().any(|room| place.contains(room)) {
-            // The log's thread may not get to it any more.
-            let _ = writeln!(io::stderr(), "pgpinion: an account of connections is wrong, ending: {panic}");
-            std::process::abort();
-        }
-    }));
-}
-
-/// Rooms whose assertions guard what all connections share.
-const ACCOUNTS: [&str; 4] = ["src/ledger", "src/pool", "src/ring", "src/slab"];
+/// More connections than most PostgreSQLs have: 128 kB of inbox for each shard.
+const PERMITS_MIN: usize = 4096;
 
 /// How long the last lines of the log may take to be written.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Mail for a shard that has not been read: a few reports at most, one word to drain, one to stop.
+/// Words for a shard that has not read them: a few to report, configurations and ends of reloads, one to drain, one to
+/// end, one to stop.
 const MAIL_MAX: usize = 16;
 const MAIL_PATIENCE: Duration = Duration::from_millis(100);
 

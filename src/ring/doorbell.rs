@@ -22,7 +22,12 @@ struct Shared {
 }
 
 impl Doorbell {
-    pub(super) fn new() -> io::Result<Self> {
+    /// A bell for a ring that is still to be [made](super::Ring::with_doorbell).
+    ///
+    /// # Errors
+    ///
+    /// Those of `eventfd(2)`.
+    pub fn new() -> io::Result<Self> {
         // SAFETY: a plain system call without pointers.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd < 0 {
@@ -34,12 +39,14 @@ impl Doorbell {
     }
 
     /// Ends the shard's sleep, or prevents its next. What was written before is seen by whoever the
-    /// shard's [`Event::Doorbell`](super::Event::Doorbell) reaches.
-    pub fn ring(&self) {
-        if self.0.state.swap(RUNG, Ordering::SeqCst) == ASLEEP {
+    /// shard's [`Event::Doorbell`](super::Event::Doorbell) reaches. True if the shard slept: waking it took a system call.
+    pub fn ring(&self) -> bool {
+        let asleep = self.0.state.swap(RUNG, Ordering::SeqCst) == ASLEEP;
+        if asleep {
             // The write cannot block, and fails only when the counter is full: the shard then has its wake-up.
             let _ = (&self.0.bell).write(&1u64.to_ne_bytes());
         }
+        asleep
     }
 
     pub(super) fn descriptor(&self) -> RawFd {

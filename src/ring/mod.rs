@@ -236,12 +236,21 @@ impl Ring {
     ///
     /// The setting that is out of range, or what the kernel refuses and what to do about it.
     pub fn new(settings: &RingSettings) -> Result<Self, RingError> {
+        let doorbell = Doorbell::new().map_err(|error| RingError::System("eventfd", error))?;
+        Self::with_doorbell(settings, doorbell)
+    }
+
+    /// The same with a bell that others have already, and may have rung.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn with_doorbell(settings: &RingSettings, doorbell: Doorbell) -> Result<Self, RingError> {
         settings.check()?;
         let kernel = Kernel::new(settings)?;
         let buffers = Buffers::new(settings.recv_buffers, settings.recv_buffer_bytes)?;
         // SAFETY: `State::drop` frees the buffers after the kernel is done with them, or never.
         unsafe { kernel.register_buffers(buffers.ring_address(), buffers.count()) }?;
-        let doorbell = Doorbell::new().map_err(|error| RingError::System("eventfd", error))?;
         let mut state = State {
             kernel: ManuallyDrop::new(kernel),
             buffers,
@@ -318,12 +327,8 @@ impl Ring {
         self.state().close(socket, mode);
     }
 
-    /// Takes a socket out of the ring without closing it. What arrived before is delivered; its last event is
-    /// [`Event::Taken`].
-    ///
-    /// # Panics
-    ///
-    /// If it has unsent bytes.
+    /// Takes a socket out of the ring without closing it, when everything queued has been sent. What arrived before is
+    /// delivered; its last event is [`Event::Taken`], or [`Event::Closed`] if it is closed in the meantime.
     pub fn take(&self, socket: SocketId) {
         self.state().take(socket);
     }

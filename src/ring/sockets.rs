@@ -234,7 +234,6 @@ impl State {
     pub fn take(&mut self, id: SocketId) {
         let key = id.into();
         let Some(socket) = self.sockets.table.get_mut(key) else { return };
-        assert!(socket.queue.is_empty(), "a socket with unsent bytes cannot be taken out of its ring");
         if socket.phase == Phase::Open {
             socket.wanted = false;
             socket.taken = true;
@@ -283,6 +282,7 @@ impl State {
         let left = !socket.queue.is_empty();
         match socket.phase {
             Phase::Open | Phase::Draining if left => self.sockets.dirty.push(key),
+            Phase::Open if socket.taken => self.give_away(key),
             Phase::Draining => self.begin_lingering(key),
             Phase::Closing => {
                 socket.queue.truncate(0);
@@ -389,8 +389,12 @@ impl State {
                 } else {
                     socket.stalled = false;
                 }
+                let taken = socket.taken;
                 if phase == Phase::Open {
                     self.events.push_back(Event::Sent { socket: id, owner, bytes: bytes as usize, unsent });
+                    if taken {
+                        self.give_away(key);
+                    }
                 } else if unsent == 0 {
                     self.begin_lingering(key);
                 }
@@ -401,6 +405,7 @@ impl State {
                 socket.queue.truncate(0);
                 let errno = if result == 0 { libc::EPIPE } else { result.saturating_neg() };
                 self.events.push_back(Event::Ended { socket: id, owner, error: Some(errno) });
+                self.finish(key);
             }
             (_, Phase::Draining | Phase::Lingering) => self.begin_closing(key),
         }
@@ -554,7 +559,7 @@ impl State {
 
     fn give_away(&mut self, key: Key) {
         let Some(socket) = self.sockets.table.get(key) else { return };
-        if socket.phase != Phase::Open || socket.has_operations() {
+        if socket.phase != Phase::Open || socket.has_operations() || !socket.queue.is_empty() {
             return;
         }
         if let Some(Socket { owner, fd, .. }) = self.sockets.table.remove(key) {

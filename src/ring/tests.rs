@@ -644,6 +644,70 @@ fn a_socket_is_taken_out_with_what_it_has_unread() {
 }
 
 #[test]
+fn a_socket_is_taken_out_when_it_has_sent_what_it_has() {
+    let _alone = ALONE.lock();
+    // What goes at once, and what waits for the peer to read.
+    for length in [10, 4 << 20] {
+        let ring = ring(&small());
+        let (ours, mut theirs) = pair();
+        let socket = ring.adopt(ours, Owner(9));
+        ring.start_receiving(socket);
+        ring.send(socket, Outgoing::Own(Bytes::from(pattern(length, 7))));
+        let (sent, taken) = (Cell::new(0), RefCell::new(None));
+        let reader = thread::spawn(move || {
+            let mut read = vec![0; length];
+            theirs.read_exact(&mut read).unwrap();
+            (theirs, read)
+        });
+        drive(
+            &ring,
+            |event| match event {
+                Event::Sent { bytes, .. } => {
+                    sent.set(sent.get() + bytes);
+                    // Told before the system call that does it, if it is small.
+                    ring.take(socket);
+                }
+                Event::Unsent { bytes, .. } => sent.set(sent.get() - bytes),
+                Event::Taken { owner: Owner(9), fd, .. } => *taken.borrow_mut() = Some((fd, sent.get())),
+                other => panic!("{other:?}"),
+            },
+            || taken.borrow().is_some(),
+        );
+        let (fd, sent_before) = taken.take().unwrap();
+        assert_eq!(sent_before, length, "all is sent, and told");
+        let (theirs, read) = reader.join().unwrap();
+        assert_eq!(read, pattern(length, 7));
+        drop((fd, theirs));
+        check_nothing_held(&ring);
+    }
+}
+
+#[test]
+fn a_socket_that_cannot_send_is_taken_out_all_the_same() {
+    let _alone = ALONE.lock();
+    let ring = ring(&small());
+    let (ours, theirs) = pair();
+    let socket = ring.adopt(ours, Owner(9));
+    ring.send(socket, Outgoing::Own(Bytes::from(pattern(4 << 20, 7))));
+    ring.turn(clock::now(), &mut |_| {}).unwrap();
+    ring.take(socket);
+    drop(theirs);
+    let (ended, taken) = (Cell::new(false), Cell::new(false));
+    drive(
+        &ring,
+        |event| match event {
+            Event::Sent { .. } => {}
+            Event::Ended { error: Some(_), .. } => ended.set(true),
+            Event::Taken { .. } => taken.set(true),
+            other => panic!("{other:?}"),
+        },
+        || taken.get(),
+    );
+    assert!(ended.get(), "and it is told first that it ended");
+    check_nothing_held(&ring);
+}
+
+#[test]
 fn a_hundred_thousand_sockets_come_and_go() {
     in_own_process("a_hundred_thousand_sockets_come_and_go", || {
         let ring = ring(&small());

@@ -8,11 +8,11 @@ mod owed;
 pub use login::{Credentials, Login, LoginError, LoginStep, ScramResult, ScramWork};
 pub use owed::{Nonsense, Owed, Receipt};
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// What a server tells each client that logs in: the parameters it reports, in its order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Parameters(Vec<(Rc<str>, Rc<str>)>);
+pub struct Parameters(Vec<(Arc<str>, Arc<str>)>);
 
 impl Parameters {
     /// Takes over a reported value.

@@ -1,8 +1,8 @@
 //! The clients of a shard: login, waiting, talking, leaving.
 
-use super::{Alarm, ClientKey, Deadline, Effect, Party, Peer, Piece, RouteKey, ServerKey, Shard};
+use super::{Alarm, ClientKey, Deadline, Effect, Party, Peer, Piece, RouteKey, ServerKey, Shard, console};
 use crate::config::{LogLevel, NAME_BYTES_MAX};
-use crate::ids::{Owner, SessionId, SocketId};
+use crate::ids::{Owner, RouteName, SessionId, ShardId, SocketId};
 use crate::limits::{OWED_REPLIES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW};
 use crate::prepared::Names;
 use crate::session::{End, Opening, Session, Until};
@@ -13,8 +13,8 @@ use bytes::{Bytes, BytesMut};
 
 /// A client: what a shard remembers of it while it is idle, and little more while it is not.
 pub struct Client {
-    socket: SocketId,
-    session_id: SessionId,
+    pub(super) socket: SocketId,
+    pub(super) session_id: SessionId,
     pub(super) state: State,
     pub(super) route: Option<RouteKey>,
     pub(super) session: Session,
@@ -25,21 +25,25 @@ pub struct Client {
     /// What those have to wait for although there is a server.
     pub(super) until: Option<Until>,
     /// Bytes handed to the ring that have not left.
-    unsent: u32,
+    pub(super) unsent: u32,
     receiving: bool,
     surplus: bool,
-    secret: u32,
+    /// It was to move to another shard once: it does not again.
+    pub(super) steered: bool,
+    pub(super) secret: u32,
     pub(super) deadline: Deadline,
-    connected: Instant,
+    pub(super) connected: Instant,
     /// Since when it waits.
     pub(super) since: Instant,
-    peer: Peer,
+    pub(super) peer: Peer,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// Has not sent its startup packet; whether it asked for encryption in vain (TLS, GSS).
     Startup { asked_tls: bool, asked_gss: bool },
+    /// Is being taken out of the ring, to go to another shard; whether it ended since, and how.
+    Moving { to: ShardId, ended: Option<Option<i32>> },
     /// Is let in as soon as a server has said what it reports.
     AwaitParameters,
     /// Between transactions.
@@ -48,19 +52,35 @@ pub(super) enum State {
     Waiting,
     /// Has a server.
     Linked(ServerKey),
+    /// Uses the console, and may ask.
+    Console,
+    /// Uses the console, and has asked.
+    ConsoleWaiting,
     /// Is told why, and closed.
     Leaving,
 }
 
-impl Shard {
-    /// A client connected. `secret` becomes its cancel key; `surplus` says that the process has all the clients it may
-    /// have: this one will be told so. Returns whose its socket is.
-    pub fn accepted(&mut self, socket: SocketId, peer: Peer, secret: u32, surplus: bool) -> Owner {
-        let session_id = self.ids.session();
-        let key = self.clients.insert(Client {
+impl State {
+    pub(super) const STARTUP: Self = Self::Startup { asked_tls: false, asked_gss: false };
+}
+
+impl Client {
+    /// What it needs to cancel: a process id, and a secret.
+    pub(super) fn cancel_key(&self) -> (u32, u32) {
+        (self.socket.slot, self.secret)
+    }
+
+    pub(super) fn new(
+        socket: SocketId,
+        session_id: SessionId,
+        peer: Peer,
+        secret: u32,
+        connected: Instant,
+    ) -> Self {
+        Self {
             socket,
             session_id,
-            state: State::Startup { asked_tls: false, asked_gss: false },
+            state: State::STARTUP,
             route: None,
             session: Session::default(),
             names: None,
@@ -68,19 +88,40 @@ impl Shard {
             until: None,
             unsent: 0,
             receiving: true,
-            surplus,
+            surplus: false,
+            steered: false,
             secret,
             deadline: Deadline::default(),
-            connected: self.now,
-            since: self.now,
+            connected,
+            since: connected,
             peer,
-        });
-        self.set_client_deadline(key, self.now.deadline(self.config.timeouts.client_login));
+        }
+    }
+}
+
+impl Shard {
+    /// A client connected. `secret` becomes its cancel key; `surplus` says that the process has all the clients it may
+    /// have: this one will be told so. Returns whose its socket is.
+    pub fn accepted(&mut self, socket: SocketId, peer: Peer, secret: u32, surplus: bool) -> Owner {
+        let mut client = Client::new(socket, self.ids.session(), peer, secret, self.now);
+        client.surplus = surplus;
+        let key = self.clients.insert(client);
+        self.begin_session(key);
+        Party::Client(key).to_owner()
+    }
+
+    /// Listens to a client that has not logged in, and reads what it may have said already.
+    pub(super) fn begin_session(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let (socket, connected) = (client.socket, client.connected);
+        client.receiving = true;
+        self.set_client_deadline(key, connected.deadline(self.config.timeouts.client_login));
         self.effects.push(Effect::Receive { socket, on: true });
         if self.draining {
             self.drain_client(key);
+        } else {
+            self.read_startup(key);
         }
-        Party::Client(key).to_owner()
     }
 
     #[inline]
@@ -95,7 +136,9 @@ impl Shard {
                 client.pending.extend_from_slice(bytes);
                 match state {
                     State::Startup { .. } => self.read_startup(key),
+                    State::Moving { .. } => {}
                     State::Idle => self.open_pending(key),
+                    State::Console => self.read_commands(key),
                     _ => self.hold_back(key),
                 }
             }
@@ -124,6 +167,9 @@ impl Shard {
                     return self.refuse(key, refusal);
                 }
             };
+            if let Packet::Startup(startup) = packet {
+                return self.login(key, &startup, used);
+            }
             client.pending.drain(..used);
             match packet {
                 Packet::Ssl if !asked_tls => {
@@ -135,8 +181,7 @@ impl Shard {
                 Packet::Ssl | Packet::Gss => {
                     return self.refuse(key, protocol_violation("encryption was already denied"));
                 }
-                Packet::Cancel { .. } => return self.leave(key, None, "cancel request"),
-                Packet::Startup(startup) => return self.login(key, startup),
+                Packet::Cancel { .. } | Packet::Startup(_) => return self.leave(key, None, "cancel request"),
             }
         }
     }
@@ -152,28 +197,57 @@ impl Shard {
         self.send_to_client(key, Bytes::from_static(b"N"));
     }
 
-    fn login(&mut self, key: ClientKey, startup: Startup) {
+    /// The startup packet has come, in the first `used` of the bytes kept.
+    fn login(&mut self, key: ClientKey, startup: &Startup, used: usize) {
+        if console::is_wanted(startup) {
+            return self.let_in_to_console(key, startup, used);
+        }
         let surplus = self.clients.get(key).is_some_and(|client| client.surplus);
-        let route = if surplus { Err(too_many_clients()) } else { self.find_route(&startup) };
+        let route = if surplus { Err(too_many_clients()) } else { self.asked_route(startup) };
         match route {
             Err(refusal) => self.refuse(key, refusal),
-            Ok(route) => {
-                self.log_login(key, &startup);
-                let options = startup.protocol_options();
-                if startup.minor > 0 || !options.is_empty() {
-                    let mut answer = BytesMut::new();
-                    backend::put_negotiate_protocol_version(&mut answer, &options);
-                    self.send_to_client(key, answer.freeze());
-                }
-                let Some(client) = self.clients.get_mut(key) else { return };
-                client.route = Some(route);
-                client.state = State::AwaitParameters;
-                self.enter_route(key, route);
-            }
+            Ok(route) => match self.home_elsewhere(key, &route) {
+                Some(home) => self.steer(key, home),
+                None => self.let_in(key, startup, used, &route),
+            },
         }
     }
 
-    fn find_route(&mut self, startup: &Startup) -> Result<RouteKey, Refusal> {
+    fn let_in_to_console(&mut self, key: ClientKey, startup: &Startup, used: usize) {
+        self.log_login(key, startup);
+        self.negotiate(key, startup);
+        if let Some(client) = self.clients.get_mut(key) {
+            client.pending.drain(..used);
+        }
+        self.enter_console(key, startup);
+    }
+
+    fn let_in(&mut self, key: ClientKey, startup: &Startup, used: usize, route: &RouteName) {
+        self.log_login(key, startup);
+        self.negotiate(key, startup);
+        let route = self.route_named(route);
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.pending.drain(..used);
+        client.route = Some(route);
+        client.state = State::AwaitParameters;
+        let steered = client.session_id.origin() != self.id;
+        if let Some(route) = self.routes.get_mut(route) {
+            route.counts.steered += u64::from(steered);
+        }
+        self.enter_route(key, route);
+    }
+
+    /// Answers the wish for a later minor version, or for options of the protocol.
+    fn negotiate(&mut self, key: ClientKey, startup: &Startup) {
+        let options = startup.protocol_options();
+        if startup.minor > 0 || !options.is_empty() {
+            let mut answer = BytesMut::new();
+            backend::put_negotiate_protocol_version(&mut answer, &options);
+            self.send_to_client(key, answer.freeze());
+        }
+    }
+
+    fn asked_route(&self, startup: &Startup) -> Result<RouteName, Refusal> {
         let user = startup.get("user").unwrap_or_default();
         if user.is_empty() {
             let text = "no PostgreSQL user name specified in startup packet";
@@ -194,7 +268,7 @@ impl Shard {
                 Refusal::new(SqlState::FEATURE_NOT_SUPPORTED, "replication connections are not pooled");
             return Err(refusal.hint("Connect to PostgreSQL directly."));
         }
-        self.route_for(database, user)
+        self.route_name(database, user)
     }
 
     fn log_login(&mut self, key: ClientKey, startup: &Startup) {
@@ -217,7 +291,8 @@ impl Shard {
         for (name, value) in parameters.iter() {
             backend::put_parameter_status(&mut greeting, name, value);
         }
-        backend::put_backend_key_data(&mut greeting, client.socket.slot, client.secret);
+        let (process, secret) = client.cancel_key();
+        backend::put_backend_key_data(&mut greeting, process, secret);
         backend::put_ready_for_query(&mut greeting);
         client.state = State::Idle;
         self.stats.logins += 1;
@@ -372,10 +447,12 @@ impl Shard {
     pub(super) fn client_sent(&mut self, key: ClientKey, bytes: usize) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.unsent = client.unsent.saturating_sub(bytes as u32);
-        if client.unsent as usize <= UNSENT_BYTES_LOW
-            && let State::Linked(server) = client.state
-        {
-            self.resume_server(server);
+        if client.unsent as usize <= UNSENT_BYTES_LOW {
+            match client.state {
+                State::Linked(server) => self.resume_server(server),
+                State::Console => self.read_commands(key),
+                _ => {}
+            }
         }
     }
 
@@ -440,7 +517,8 @@ impl Shard {
         match state {
             State::Linked(server) => can_speak = self.abandon(server, within_body),
             State::Waiting | State::AwaitParameters => self.forget_waiting(route, key),
-            State::Startup { .. } | State::Idle | State::Leaving => {}
+            State::ConsoleWaiting => self.forget_asking(key),
+            State::Startup { .. } | State::Moving { .. } | State::Idle | State::Console | State::Leaving => {}
         }
         if let Some(goodbye) = goodbye.filter(|_| can_speak) {
             let message = goodbye.into_message(session_id);
@@ -466,6 +544,10 @@ impl Shard {
 
     pub(super) fn client_ended(&mut self, key: ClientKey, error: Option<i32>) {
         let Some(client) = self.clients.get_mut(key) else { return };
+        if let State::Moving { ended, .. } = &mut client.state {
+            *ended = Some(error);
+            return;
+        }
         // Whatever is unsent will never be read.
         client.unsent = 0;
         let reason = match error {
@@ -473,19 +555,6 @@ impl Shard {
             Some(errno) => format!("client connection failed: {}", std::io::Error::from_raw_os_error(errno)),
         };
         self.leave(key, None, &reason);
-    }
-
-    pub(super) fn condemn_client(&mut self, key: ClientKey) {
-        let Some(client) = self.clients.get(key) else { return };
-        let (socket, state) = (client.socket, client.state);
-        if let State::Linked(server) = state {
-            self.condemn_server_alone(server);
-            if let Some(client) = self.clients.get_mut(key) {
-                client.state = State::Idle;
-            }
-        }
-        self.leave(key, None, "internal error");
-        self.effects.push(Effect::Close { socket, linger: None });
     }
 
     // ---- deadlines and draining ----
@@ -513,14 +582,15 @@ impl Shard {
                 let refusal = Refusal::new(SqlState::IDLE_IN_TRANSACTION_TIMEOUT, "idle_transaction_timeout");
                 self.refuse(key, refusal.hint("The transaction was rolled back."));
             }
-            State::Leaving => {}
+            State::ConsoleWaiting => self.reload_took_too_long(key),
+            State::Moving { .. } | State::Console | State::Leaving => {}
         }
     }
 
     fn waited_too_long(&mut self, key: ClientKey) {
-        let route =
-            self.clients.get(key).and_then(|client| client.route).and_then(|key| self.routes.get(key));
-        let Some(route) = route else { return };
+        let Some(route_key) = self.clients.get(key).and_then(|client| client.route) else { return };
+        self.count_wait(key, route_key);
+        let Some(route) = self.routes.get(route_key) else { return };
         let seconds = self.config.timeouts.query_wait.unwrap_or_default().as_secs_f64();
         let refusal = match &self.endpoints[route.endpoint].last_error {
             Some(error) => {
@@ -540,7 +610,7 @@ impl Shard {
         let Some(client) = self.clients.get(key) else { return };
         let at_boundary = match client.state {
             State::Linked(server) => self.servers.get(server).is_some_and(|server| server.is_at_rest()),
-            State::Leaving => false,
+            State::Moving { .. } | State::Leaving => false,
             _ => true,
         };
         if at_boundary {

@@ -1,13 +1,13 @@
 //! What a shard wants done, and the little that it must be told.
 
-use crate::ids::{Owner, SocketId};
+use crate::ids::{Owner, ShardId, SocketId};
 use crate::log_line::Line;
+use crate::mail::Letter;
 use crate::server::ScramWork;
 use crate::shard::{Client, Server};
 use crate::slab::Key;
 use bytes::Bytes;
 use std::fmt;
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -44,6 +44,19 @@ pub enum Effect {
         /// Send what is queued, say that no more will come, and wait this long for the peer's end. `None`: at once.
         linger: Option<Duration>,
     },
+    /// Take this connection out of the ring without closing it, and tell by [`super::Shard::taken`]. What has arrived
+    /// before is told as ever.
+    Take {
+        /// This socket.
+        socket: SocketId,
+    },
+    /// Send a letter. One that moves a connection takes along the descriptor that [`super::Shard::taken`] told of.
+    Mail {
+        /// To this shard, which is another one.
+        to: ShardId,
+        /// What to send.
+        letter: Letter<()>,
+    },
     /// Open a connection and tell by [`super::Shard::dialed`].
     Dial {
         /// The server's entry.
@@ -65,26 +78,15 @@ pub enum Effect {
         /// What to compute.
         work: ScramWork,
     },
+    /// Tell what is known of this core, by [`super::Shard::observed`].
+    Observe,
+    /// Read the configuration again, and tell by [`super::Shard::reloaded`] when that is done.
+    Reload {
+        /// Who wants it.
+        client: Key<Client>,
+    },
     /// Write a line.
     Log(Line),
-}
-
-/// Where a client comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Peer {
-    /// An address.
-    Tcp(SocketAddr),
-    /// A local process.
-    Unix,
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => write!(f, "{address}"),
-            Self::Unix => f.write_str("unix"),
-        }
-    }
 }
 
 /// Why no connection could be opened, and to where.

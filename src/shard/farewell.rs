@@ -17,6 +17,13 @@ use std::time::Duration;
 impl Shard {
     /// Bytes of a server without a client: idle, being heard out, or being cleaned.
     pub(super) fn unlinked_received(&mut self, key: ServerKey, bytes: &[u8]) {
+        self.read_unlinked(key, bytes);
+        self.set_aside(key);
+        self.advance_cleaning(key);
+    }
+
+    /// Reads messages that no client hears.
+    pub(super) fn read_unlinked(&mut self, key: ServerKey, bytes: &[u8]) {
         let mut at = 0;
         loop {
             let Some(server) = self.servers.get_mut(key) else { return };
@@ -25,7 +32,7 @@ impl Shard {
             }
             let segment = match server.framer.next(bytes, &mut at, backend::longest) {
                 Ok(Some(segment)) => segment,
-                Ok(None) => break,
+                Ok(None) => return,
                 Err(error) => return self.close_broken(key, &error.to_string()),
             };
             // What a client waited for that is gone still tells what the server has prepared.
@@ -44,8 +51,6 @@ impl Shard {
                 self.idle_message(key, segment.tag, &body);
             }
         }
-        self.set_aside(key);
-        self.advance_cleaning(key);
     }
 
     /// An idle server that has begun to say something, or has not been told everything, is not given to anybody until
@@ -56,7 +61,7 @@ impl Shard {
             State::Idle if !server.is_at_rest() => {
                 server.state = State::Speaking;
                 if let Some(route) = self.routes.get_mut(server.route) {
-                    route.pool.remove_idle(key);
+                    let _ = route.pool.remove_idle(key);
                 }
             }
             State::Speaking => {}
@@ -193,7 +198,7 @@ impl Shard {
     }
 
     /// Closes a server without a word, which it would take for the rest of a message or not hear before it is done.
-    fn cut_off(&mut self, key: ServerKey, reason: &str) {
+    pub(super) fn cut_off(&mut self, key: ServerKey, reason: &str) {
         let Some(server) = self.servers.get(key) else { return };
         if let (false, Some(key)) = (server.owed.is_settled(), server.key.clone()) {
             self.effects.push(Effect::Cancel { socket: server.socket(), key });
@@ -227,7 +232,7 @@ impl Shard {
             State::Closing => return,
             State::Idle => {
                 if let Some(route) = self.routes.get_mut(route) {
-                    route.pool.remove_idle(key);
+                    let _ = route.pool.remove_idle(key);
                 }
             }
             _ => {}
@@ -245,8 +250,9 @@ impl Shard {
                 format!("the server connection failed: {}", std::io::Error::from_raw_os_error(errno))
             }
         };
-        match server.state {
+        match &mut server.state {
             State::Closing | State::Dialing => {}
+            State::Moving(departure) => departure.ended(error),
             State::Login(_) => {
                 let (endpoint, route) = (server.endpoint, server.route);
                 self.dial_failed(endpoint, route, format!("{what} during login"));
@@ -254,6 +260,7 @@ impl Shard {
                 self.end_server(key, None);
             }
             State::Linked(client) => {
+                let client = *client;
                 self.log_close(key, &what);
                 self.end_server(key, None);
                 self.lose_server(client, what);
@@ -272,20 +279,6 @@ impl Shard {
         self.leave(client, Some(Goodbye::Refusal(refusal)), &reason);
     }
 
-    pub(super) fn condemn_server(&mut self, key: ServerKey) {
-        let Some(server) = self.servers.get(key) else { return };
-        if let State::Linked(client) = server.state {
-            return self.condemn_client(client);
-        }
-        self.condemn_server_alone(key);
-    }
-
-    pub(super) fn condemn_server_alone(&mut self, key: ServerKey) {
-        if self.servers.get(key).is_some_and(|server| server.socket.is_some()) {
-            self.close_broken(key, "internal error");
-        }
-    }
-
     pub(super) fn server_alarm(&mut self, key: ServerKey, rang: Instant) {
         let Some(server) = self.servers.get_mut(key) else { return };
         if !self.deadlines.is_due(Alarm::Server(key), &mut server.deadline, rang, self.now) {
@@ -296,7 +289,8 @@ impl Shard {
                 let (endpoint, route) = (server.endpoint, server.route);
                 self.dial_failed(endpoint, route, "server_connect_timeout during login".into());
                 self.log_close(key, "server_connect_timeout during login");
-                self.end_server(key, None);
+                // PostgreSQL may be at it still: its connection counts until it has closed it.
+                self.end_server(key, Some(self.config.timeouts.server_close));
             }
             State::Idle => {
                 let reason =
@@ -308,7 +302,7 @@ impl Shard {
                 self.close_server(key, "it was busy for too long after its client had left")
             }
             State::Cleaning(_) => self.close_server(key, "cleaning it took too long"),
-            State::Dialing | State::Linked(_) | State::Closing => {}
+            State::Dialing | State::Linked(_) | State::Moving(_) | State::Closing => {}
         }
     }
 

@@ -1,13 +1,14 @@
 //! From a dial to a server at rest, or to a reason why not.
 
 use super::server::{Server, State};
-use super::{Alarm, DialError, Effect, ServerKey, Shard};
+use super::{Alarm, DialError, Effect, RouteKey, ServerKey, Shard};
 use crate::config::LogLevel;
 use crate::ids::SocketId;
+use crate::limits::{DRAIN_MAX, DRAINED_BYTES_MAX};
 use crate::server::{Login, LoginError, LoginStep, ScramResult};
 use crate::wire::error::Report;
 use crate::wire::{Refusal, SqlState, backend, startup};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 impl Shard {
@@ -15,7 +16,11 @@ impl Shard {
         let Some(server) = self.servers.get_mut(key) else { return };
         assert!(matches!(server.state, State::Dialing), "a dial ends once");
         match outcome {
-            Ok(socket) => self.begin_login(key, socket),
+            Ok(socket) => {
+                // First of all: a socket that nobody knows is never closed.
+                server.socket = Some(socket);
+                self.begin_login(key, socket);
+            }
             Err(error) => {
                 let (endpoint, route, id) = (server.endpoint, server.route, server.id);
                 self.log(LogLevel::Warn, None, Some(id), || format!("no server connection: {error}"));
@@ -30,7 +35,6 @@ impl Shard {
         let Some(route) = self.routes.get(server.route) else { return };
         let hello =
             startup::startup_message(&[("user", &route.credentials.user), ("database", &route.dbname)]);
-        server.socket = Some(socket);
         server.receiving = true;
         server.state = State::Login(Box::new(Login::new(route.credentials.clone())));
         let at = server.opened + self.config.timeouts.server_connect;
@@ -41,28 +45,19 @@ impl Shard {
 
     pub(super) fn login_received(&mut self, key: ServerKey, bytes: &[u8]) {
         let mut at = 0;
-        let mut done = false;
         loop {
             let Some(server) = self.servers.get_mut(key) else { return };
             let segment = match server.framer.next(bytes, &mut at, login_longest) {
                 Ok(Some(segment)) => segment,
-                Ok(None) => break,
+                Ok(None) => return,
                 Err(error) => return self.login_failed(key, LoginError::Nonsense(error.to_string())),
             };
             let Some(body) = server.hear(&segment, bytes) else { continue };
-            match &mut server.state {
-                // Logged in, and more came in the same breath.
-                State::Login(_) if done => self.idle_message(key, segment.tag, &body),
-                State::Login(login) => {
-                    let step = login.received(segment.tag, &body);
-                    done = matches!(step, Ok(LoginStep::Done));
-                    self.login_step(key, step);
-                }
-                _ => return,
+            let State::Login(login) = &mut server.state else { return };
+            match login.received(segment.tag, &body) {
+                Ok(LoginStep::Done) => return self.logged_in(key, &bytes[at..]),
+                step => self.login_step(key, step),
             }
-        }
-        if done {
-            self.logged_in(key);
         }
     }
 
@@ -82,12 +77,16 @@ impl Shard {
         self.login_step(key, step);
     }
 
-    pub(super) fn logged_in(&mut self, key: ServerKey) {
+    /// The server is ours; `rest` is what it said in the same breath.
+    fn logged_in(&mut self, key: ServerKey, rest: &[u8]) {
         let Some(server) = self.servers.get_mut(key) else { return };
-        let State::Login(login) = std::mem::replace(&mut server.state, State::Idle) else { return };
+        let heard_out = State::Draining(DRAINED_BYTES_MAX);
+        let State::Login(login) = std::mem::replace(&mut server.state, heard_out) else {
+            unreachable!("a login that is done was under way")
+        };
         let Login { key: cancel_key, parameters, notices, .. } = *login;
         server.key = cancel_key;
-        server.deadline.clear();
+        self.deadlines.set(Alarm::Server(key), &mut server.deadline, self.now + DRAIN_MAX);
         let (id, endpoint, route_key) = (server.id, server.endpoint, server.route);
         let process = server.key.as_ref().map(|(process, _)| *process).unwrap_or_default();
         let took = self.now.since(server.opened);
@@ -95,18 +94,23 @@ impl Shard {
             self.log(LogLevel::Info, None, Some(id), || format!("during login: {notice}"));
         }
         self.log(LogLevel::Info, None, Some(id), || login_text(process, took));
-        let parameters = Rc::new(parameters);
-        let logins = self.routes.get_mut(route_key).map(|route| {
-            route.parameters = Some(parameters.clone());
-            std::mem::take(&mut route.logins)
-        });
+        if let Some(route) = self.routes.get_mut(route_key) {
+            route.parameters = Some(Arc::new(parameters));
+        }
         self.dial_succeeded(endpoint, route_key);
-        if self.servers.get(key).is_some_and(Server::is_at_rest) {
+        if rest.is_empty() && self.servers.get(key).is_some_and(Server::is_at_rest) {
             self.rest(key);
         } else {
-            self.hear_out(key);
+            self.unlinked_received(key, rest);
         }
-        for client in logins.unwrap_or_default() {
+        self.welcome_waiting(route_key);
+    }
+
+    /// Lets in who waited to learn what the route's servers report.
+    pub(super) fn welcome_waiting(&mut self, route: RouteKey) {
+        let Some(route) = self.routes.get_mut(route) else { return };
+        let Some(parameters) = route.parameters.clone() else { return };
+        for client in std::mem::take(&mut route.logins) {
             self.welcome(client, &parameters);
         }
     }

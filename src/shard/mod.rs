@@ -1,7 +1,8 @@
 //! The whole state of one core, and every decision it takes: clients, servers, pools, permits, deadlines.
 //!
 //! Pure: events in ([`Shard::accepted`], [`Shard::received`], [`Shard::sent`], [`Shard::ended`], [`Shard::closed`],
-//! [`Shard::dialed`], [`Shard::scram_done`], [`Shard::tick`], [`Shard::drain`]), effects out
+//! [`Shard::taken`], [`Shard::dialed`], [`Shard::scram_done`], [`Shard::mail`], [`Shard::tick`], [`Shard::drain`],
+//! [`Shard::configure`]; for the console [`Shard::observed`] and [`Shard::reloaded`]), effects out
 //! ([`Shard::take_effects`], to be applied after each event). The time comes in with [`Shard::set_time`].
 //!
 //! ```text
@@ -13,22 +14,36 @@
 //! last byte of its last answer is handed to the ring: before its client can read it.
 
 mod client;
+mod condemn;
+mod configure;
+mod console;
 mod deadlines;
 mod effect;
 mod farewell;
+mod hand_over;
 mod login;
 mod passing;
 mod pools;
+mod report;
+#[cfg(test)]
+mod script;
 mod server;
+mod steering;
+#[cfg(test)]
+mod tests;
 
+pub use crate::ids::Peer;
 pub use client::Client;
-pub use effect::{DialError, Effect, Party, Peer, Piece};
+pub use effect::{DialError, Effect, Party, Piece};
+pub use report::RouteCensus;
 pub use server::Server;
 
 use crate::config::{Config, LogLevel, PoolMode};
-use crate::ids::{ConnectionId, IdSource, Owner, SessionId, ShardId, SocketId};
+use crate::ids::{ConnectionId, IdSource, Owner, RouteName, SessionId, ShardId, SocketId};
 use crate::ledger::Ledger;
 use crate::log_line::Line;
+use crate::mail::Letter;
+use crate::metrics::{RecentWaits, RouteCounts, Stats};
 use crate::pool::Pool;
 use crate::prepared::Statements;
 use crate::server::{Credentials, Parameters, ScramResult};
@@ -36,10 +51,10 @@ use crate::slab::{Key, Slab};
 use crate::time::Instant;
 use crate::wire::error::Report;
 use bytes::{Bytes, BytesMut};
+use console::Console;
 use deadlines::{Deadline, Deadlines};
 use hashbrown::HashMap;
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::sync::Arc;
 
 type ClientKey = Key<Client>;
@@ -49,13 +64,14 @@ type RouteKey = Key<Route>;
 /// See the module.
 pub struct Shard {
     config: Arc<Config>,
+    id: ShardId,
+    shards: usize,
     ids: IdSource,
     now: Instant,
     clients: Slab<Client>,
     servers: Slab<Server>,
     routes: Slab<Route>,
-    /// By index of the database in the configuration, database name and user as the client gave them.
-    routes_by_name: HashMap<(usize, String, String), RouteKey>,
+    routes_by_name: HashMap<RouteName, RouteKey>,
     endpoints: Vec<EndpointState>,
     /// Prepared statements of all clients.
     statements: Statements,
@@ -63,6 +79,7 @@ pub struct Shard {
     rewritten: BytesMut,
     deadlines: Deadlines<Alarm>,
     effects: Vec<Effect>,
+    console: Console,
     draining: bool,
     random: Random,
     stats: Stats,
@@ -70,7 +87,7 @@ pub struct Shard {
 
 /// One (endpoint, database, user) on this shard: the clients that may share servers, and these.
 struct Route {
-    name: (usize, String, String),
+    name: RouteName,
     endpoint: usize,
     mode: PoolMode,
     dbname: String,
@@ -79,10 +96,12 @@ struct Route {
     /// Clients that log in and wait to learn what the server reports about itself.
     logins: VecDeque<ClientKey>,
     /// What the server that logged in last reported.
-    parameters: Option<Rc<Parameters>>,
+    parameters: Option<Arc<Parameters>>,
     /// The server refused this route's login; until then nobody asks again.
     refused: Option<(Instant, Bytes, Report)>,
     clients: usize,
+    waits: RecentWaits,
+    counts: RouteCounts,
 }
 
 /// An endpoint as this shard sees it.
@@ -103,40 +122,25 @@ enum Alarm {
     Client(ClientKey),
     Server(ServerKey),
     Endpoint(usize),
+    /// The console's round of inquiries.
+    Console,
 }
 
-/// Counts since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Transactions (or sessions' statements outside one) whose end let a server rest.
-    pub transactions: u64,
-    /// Query and Execute messages.
-    pub queries: u64,
-    /// Bytes from clients.
-    pub received: u64,
-    /// Bytes to clients.
-    pub sent: u64,
-    /// Clients that logged in.
-    pub logins: u64,
-    /// Server connections opened.
-    pub opened: u64,
-    /// Time clients waited for a server.
-    pub wait: std::time::Duration,
+/// An alarm that rings: see [`Shard::due`].
+pub struct Due {
+    alarm: Alarm,
+    rang: Instant,
 }
 
-/// How many of each there are now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Census {
-    /// Clients in any state.
-    pub clients: usize,
-    /// Clients that wait for a server.
-    pub waiting: usize,
-    /// Servers in any state.
-    pub servers: usize,
-    /// Servers at rest.
-    pub idle: usize,
-    /// Permits held, over all endpoints.
-    pub permits: usize,
+impl Due {
+    /// Whom it concerns, if it is a client or a server.
+    pub fn owner(&self) -> Option<Owner> {
+        match self.alarm {
+            Alarm::Client(key) => Some(Party::Client(key).to_owner()),
+            Alarm::Server(key) => Some(Party::Server(key).to_owner()),
+            Alarm::Endpoint(_) | Alarm::Console => None,
+        }
+    }
 }
 
 impl Shard {
@@ -147,6 +151,8 @@ impl Shard {
             config.endpoints.iter().map(|each| EndpointState::new(share(each.max_connections))).collect();
         Self {
             config,
+            id,
+            shards,
             ids: IdSource::new(id),
             now: Instant::default(),
             clients: Slab::default(),
@@ -158,6 +164,7 @@ impl Shard {
             rewritten: BytesMut::with_capacity(REWRITTEN_BYTES),
             deadlines: Deadlines::default(),
             effects: Vec::new(),
+            console: Console::default(),
             draining: false,
             random: Random(seed),
             stats: Stats::default(),
@@ -213,12 +220,47 @@ impl Shard {
         }
     }
 
-    /// A panic happened while an event of this party was handled: it cannot be trusted, and neither can whom it is
-    /// linked to. Both are closed.
-    pub fn condemn(&mut self, owner: Owner) {
+    /// A connection was taken out of the ring. True if it leaves: the effects have the letter that its descriptor goes
+    /// with. Else it goes back into the ring, which [`Shard::stays`] tells. `has_room` says whether a shard can be sent
+    /// one more client.
+    #[must_use = "somebody has to keep the descriptor"]
+    pub fn taken(&mut self, owner: Owner, has_room: impl FnOnce(ShardId) -> bool) -> bool {
+        let party = Party::from_owner(owner);
+        // Who drains sees its own to their end.
+        let leaves = !self.draining
+            && match party {
+                Party::Client(key) => self.client_destination(key).is_some_and(has_room),
+                Party::Server(key) => self.server_destination(key).is_some(),
+            };
+        match party {
+            Party::Client(key) if leaves => self.client_leaves(key),
+            Party::Server(key) if leaves => self.server_leaves(key),
+            _ => {}
+        }
+        leaves
+    }
+
+    /// A connection that was taken out of the ring is in it again, as this socket.
+    pub fn stays(&mut self, owner: Owner, socket: SocketId) {
         match Party::from_owner(owner) {
-            Party::Client(key) => self.condemn_client(key),
-            Party::Server(key) => self.condemn_server(key),
+            Party::Client(key) => self.client_stays(key, socket),
+            Party::Server(key) => self.server_stays(key, socket),
+        }
+    }
+
+    /// Another shard wrote. If a connection came along, its socket is that of the party returned.
+    pub fn mail(&mut self, from: ShardId, letter: Letter<SocketId>) -> Option<Owner> {
+        match letter {
+            Letter::Server(server, socket) => Some(self.server_arrives(from, *server, socket)),
+            Letter::Client(client, socket) => Some(self.client_arrives(*client, socket)),
+            Letter::Inquire => {
+                self.inquired(from);
+                None
+            }
+            Letter::Report(report) => {
+                self.told(*report);
+                None
+            }
         }
     }
 
@@ -240,20 +282,38 @@ impl Shard {
 
     /// Acts on the deadlines that have come.
     pub fn tick(&mut self) {
-        while let Some((alarm, rang)) = self.deadlines.ringing(self.now) {
-            match alarm {
-                Alarm::Client(key) => self.client_alarm(key, rang),
-                Alarm::Server(key) => self.server_alarm(key, rang),
-                Alarm::Endpoint(endpoint) => self.endpoint_alarm(endpoint, rang),
-            }
+        while let Some(due) = self.due() {
+            self.ring(due);
         }
+    }
+
+    /// The next alarm that rings, for [`Shard::ring`]: what it concerns can be asked before it is acted on.
+    pub fn due(&mut self) -> Option<Due> {
+        let due = self.deadlines.ringing(self.now).map(|(alarm, rang)| Due { alarm, rang });
+        if due.is_none() {
+            self.sweep_alarms();
+        }
+        due
+    }
+
+    /// Acts on an alarm.
+    pub fn ring(&mut self, Due { alarm, rang }: Due) {
+        match alarm {
+            Alarm::Client(key) => self.client_alarm(key, rang),
+            Alarm::Server(key) => self.server_alarm(key, rang),
+            Alarm::Endpoint(endpoint) => self.endpoint_alarm(endpoint, rang),
+            Alarm::Console => self.console_alarm(rang),
+        }
+    }
+
+    fn sweep_alarms(&mut self) {
         let living = self.clients.len() + self.servers.len() + self.endpoints.len();
         if self.deadlines.len() > 4 * living + ALARMS_SPARE {
             let (clients, servers) = (&self.clients, &self.servers);
             self.deadlines.retain(|alarm| match alarm {
                 Alarm::Client(key) => clients.get(key).is_some(),
                 Alarm::Server(key) => servers.get(key).is_some(),
-                Alarm::Endpoint(_) => true,
+                Alarm::Endpoint(_) | Alarm::Console => true,
             });
         }
     }
@@ -286,22 +346,6 @@ impl Shard {
     #[inline]
     pub fn has_effects(&self) -> bool {
         !self.effects.is_empty()
-    }
-
-    /// Counts since the start.
-    pub fn stats(&self) -> Stats {
-        self.stats
-    }
-
-    /// Counts of now.
-    pub fn census(&self) -> Census {
-        Census {
-            clients: self.clients.len(),
-            waiting: self.routes.iter().map(|(_, route)| route.pool.waiting() + route.logins.len()).sum(),
-            servers: self.servers.len(),
-            idle: self.routes.iter().map(|(_, route)| route.pool.idle()).sum(),
-            permits: self.endpoints.iter().map(|endpoint| endpoint.ledger.held()).sum(),
-        }
     }
 
     fn log(
@@ -350,6 +394,7 @@ impl From<Alarm> for u64 {
             Alarm::Client(key) => Party::Client(key).to_owner().0,
             Alarm::Server(key) => Party::Server(key).to_owner().0,
             Alarm::Endpoint(index) => u64::MAX - index as u64,
+            Alarm::Console => CONSOLE_ALARM,
         }
     }
 }
@@ -358,6 +403,9 @@ impl From<u64> for Alarm {
     fn from(number: u64) -> Self {
         if u64::MAX - number < ENDPOINTS_MAX {
             return Alarm::Endpoint((u64::MAX - number) as usize);
+        }
+        if number == CONSOLE_ALARM {
+            return Alarm::Console;
         }
         match Party::from_owner(Owner(number)) {
             Party::Client(key) => Alarm::Client(key),
@@ -393,3 +441,6 @@ const REWRITTEN_BYTES: usize = 4096;
 
 /// The topmost numbers of an alarm are endpoints: slots of a server's key stay far below.
 const ENDPOINTS_MAX: u64 = 1 << 16;
+
+/// And the one below them.
+const CONSOLE_ALARM: u64 = u64::MAX - ENDPOINTS_MAX;

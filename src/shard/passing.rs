@@ -73,14 +73,15 @@ impl Shard {
         let Some(server) = self.servers.get_mut(server_key) else { return };
         let socket = server.socket();
         let Server { owed, statements, status, unsent, route, .. } = server;
-        let follows = self.config.max_prepared_statements > 0
+        // Who prepared statements before this was switched off goes on with them.
+        let follows = (self.config.max_prepared_statements > 0 || names.is_some())
             && self.routes.get(*route).is_some_and(|route| route.mode != PoolMode::Session);
         let prepared = follows.then(|| Exchange {
             statements: &mut self.statements,
             names,
             server: statements,
             failed: *status == Status::Failed,
-            statements_max: self.config.max_prepared_statements,
+            statements_max: self.config.max_prepared_statements.max(1),
             out: &mut self.rewritten,
         });
         let mut link = Link { owed, prepared };

@@ -1,11 +1,14 @@
 //! Who gets which server: routes, linking, releasing, opening, giving up.
 
 use super::client::State as ClientState;
+use super::configure::OVER_LIMIT;
 use super::server::{Server, State as ServerState};
 use super::{Alarm, ClientKey, Effect, Route, RouteKey, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
+use crate::ids::RouteName;
 use crate::ledger::Permit;
 use crate::limits::{DIAL_BACKOFF_MAX, DIAL_BACKOFF_MIN, DIALS_PER_ENDPOINT_MAX};
+use crate::metrics::{RecentWaits, RouteCounts};
 use crate::pool::Pool;
 use crate::server::Credentials;
 use crate::time::Instant;
@@ -17,7 +20,7 @@ use std::time::Duration;
 
 impl Route {
     /// Clients wait for whom no connection is being opened.
-    fn wants_server(&self) -> bool {
+    pub(super) fn wants_server(&self) -> bool {
         self.pool.wants_more() || (!self.logins.is_empty() && self.pool.held() == 0)
     }
 }
@@ -25,25 +28,30 @@ impl Route {
 impl Shard {
     // ---- routes ----
 
-    /// The route of a database and user as a client names them.
-    pub(super) fn route_for(&mut self, database: &str, user: &str) -> Result<RouteKey, Refusal> {
+    /// The name of the route of a database and user as a client names them.
+    pub(super) fn route_name(&self, database: &str, user: &str) -> Result<RouteName, Refusal> {
         let Some(settings) = self.config.database(database) else {
             let refusal =
                 Refusal::new(SqlState::INVALID_CATALOG_NAME, format!("no such database: {database}"));
             return Err(refusal.hint("Databases are listed in pgpinion.toml, sections [databases.NAME]."));
         };
-        let index =
+        let section =
             self.config.databases.iter().position(|each| std::ptr::eq(each, settings)).unwrap_or_default();
-        let name = (index, database.to_owned(), user.to_owned());
-        if let Some(&route) = self.routes_by_name.get(&name) {
-            return Ok(route);
+        Ok(RouteName { section, database: database.into(), user: user.into() })
+    }
+
+    /// The route of that name, which is made if there is none.
+    pub(super) fn route_named(&mut self, name: &RouteName) -> RouteKey {
+        if let Some(&route) = self.routes_by_name.get(name) {
+            return route;
         }
-        let role = settings.user.clone().unwrap_or_else(|| user.to_owned());
+        let settings = &self.config.databases[name.section];
+        let role = settings.user.clone().unwrap_or_else(|| name.user.to_string());
         let password = self.config.server_password(settings, &role).map(|secret| secret.reveal().to_owned());
         let route = Route {
             endpoint: settings.endpoint,
             mode: self.config.pool_mode_of(settings),
-            dbname: settings.name_on_server(database).to_owned(),
+            dbname: settings.name_on_server(&name.database).to_owned(),
             credentials: Credentials { user: role, password },
             name: name.clone(),
             pool: Pool::default(),
@@ -51,12 +59,14 @@ impl Shard {
             parameters: None,
             refused: None,
             clients: 0,
+            waits: RecentWaits::default(),
+            counts: RouteCounts::default(),
         };
         let endpoint = route.endpoint;
         let key = self.routes.insert(route);
-        self.routes_by_name.insert(name, key);
+        self.routes_by_name.insert(name.clone(), key);
         self.endpoints[endpoint].routes.push(key);
-        Ok(key)
+        key
     }
 
     /// A client comes to a route: it is let in at once if the server's parameters are known.
@@ -86,7 +96,7 @@ impl Shard {
         self.forget_unused(key);
     }
 
-    fn forget_unused(&mut self, key: RouteKey) {
+    pub(super) fn forget_unused(&mut self, key: RouteKey) {
         let unused = self.routes.get(key).is_some_and(|route| route.clients == 0 && route.pool.is_unused());
         if !unused {
             return;
@@ -115,6 +125,7 @@ impl Shard {
         }
         match route.pool.take_idle() {
             Some(server) => {
+                route.waits.now.count_at_once();
                 self.link(client, server);
                 true
             }
@@ -168,15 +179,20 @@ impl Shard {
         let Some(server) = self.servers.get_mut(key) else { return };
         assert!(server.is_at_rest(), "a server that rests owes nothing");
         server.state = ServerState::Idle;
-        let route_key = server.route;
+        let (route_key, endpoint) = (server.route, server.endpoint);
         let expired = server.expires <= self.now;
+        let is_new = server.last_session.is_none();
         if self.draining {
             return self.close_server(key, "shutting down");
         }
         if expired {
             return self.close_server(key, "server_lifetime");
         }
-        if self.must_yield(route_key) {
+        if self.is_over_limit(endpoint) {
+            return self.close_server(key, OVER_LIMIT);
+        }
+        if self.must_yield(route_key, is_new) {
+            self.count_recall(route_key);
             return self.close_server(key, "its slot goes to a route below its quota");
         }
         let Some(route) = self.routes.get_mut(route_key) else {
@@ -184,7 +200,7 @@ impl Shard {
         };
         match route.pool.dequeue() {
             Some(client) => {
-                self.count_wait(client);
+                self.count_wait(client, route_key);
                 self.link(client, key);
                 self.resume_server(key);
                 self.pass_pending(client);
@@ -197,9 +213,13 @@ impl Shard {
         }
     }
 
-    fn count_wait(&mut self, client: ClientKey) {
-        if let Some(client) = self.clients.get(client) {
-            self.stats.wait += self.now.since(client.since);
+    /// A client has got a server, or gives up.
+    pub(super) fn count_wait(&mut self, client: ClientKey, route: RouteKey) {
+        let Some(client) = self.clients.get(client) else { return };
+        let wait = self.now.since(client.since);
+        self.stats.wait += wait;
+        if let Some(route) = self.routes.get_mut(route) {
+            route.waits.now.record(wait);
         }
     }
 
@@ -212,9 +232,9 @@ impl Shard {
 
     /// Whether a server of this route that comes to rest must make room for another route of its endpoint: any that
     /// waits while nobody waits here, one that waits below its quota while this one is above, or one that has nothing
-    /// while this one has had its turn.
+    /// while this one has had its turn. One that is new serves somebody first.
     #[inline]
-    fn must_yield(&self, key: RouteKey) -> bool {
+    fn must_yield(&self, key: RouteKey, is_new: bool) -> bool {
         let Some(route) = self.routes.get(key) else { return false };
         let endpoint = &self.endpoints[route.endpoint];
         if endpoint.routes.len() < 2 || endpoint.ledger.held() < endpoint.ledger.limit() {
@@ -228,6 +248,10 @@ impl Shard {
         }
         if route.pool.waiting() == 0 {
             return true;
+        }
+        // Two routes whose connections take longer to open than a turn would take them from each other for ever.
+        if is_new {
+            return false;
         }
         let active = 1 + others().filter(|other| other.pool.held() > 0 || other.wants_server()).count();
         let quota = endpoint.ledger.quota(active);
@@ -268,6 +292,7 @@ impl Shard {
             unreachable!("dialled for is a route that wants a server")
         };
         route.pool.dial_begins();
+        route.counts.granted += 1;
         let endpoint = route.endpoint;
         self.endpoints[endpoint].dialing += 1;
         let id = self.ids.connection();
@@ -298,8 +323,16 @@ impl Shard {
         let others = endpoint.routes.iter().filter(|&&key| key != wanting);
         let idle = others.filter_map(|&key| self.routes.get(key)).filter(|route| route.pool.idle() > 0);
         let victim = idle.max_by_key(|route| route.pool.held()).and_then(|route| route.pool.coldest_idle());
-        if let Some(victim) = victim {
-            self.close_server(victim, "its slot goes to another route");
+        let Some(victim) = victim else { return };
+        if let Some(route) = self.servers.get(victim).map(|server| server.route) {
+            self.count_recall(route);
+        }
+        self.close_server(victim, "its slot goes to another route");
+    }
+
+    fn count_recall(&mut self, route: RouteKey) {
+        if let Some(route) = self.routes.get_mut(route) {
+            route.counts.recalled += 1;
         }
     }
 
@@ -318,7 +351,7 @@ impl Shard {
         }
     }
 
-    fn first_waiting_since(&self, route: &Route) -> Instant {
+    pub(super) fn first_waiting_since(&self, route: &Route) -> Instant {
         let first = route.pool.first_waiting().or(route.logins.front().copied());
         first.and_then(|client| self.clients.get(client)).map_or(Instant::NEVER, |client| client.since)
     }

@@ -1,5 +1,6 @@
 //! The servers of a shard, and their answers. How they log in is in `login`, how they end in `farewell`.
 
+use super::hand_over::Departure;
 use super::{Alarm, ClientKey, Deadline, Effect, Piece, RouteKey, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
 use crate::ids::{ConnectionId, SessionId, SocketId};
@@ -60,6 +61,8 @@ pub(super) enum State {
     Draining(usize),
     /// It was told to roll back, or to forget the session.
     Cleaning(Cleaning),
+    /// Is being taken out of the ring, to go to another shard.
+    Moving(Box<Departure>),
     /// Its end is arranged; its permit comes back when PostgreSQL has closed it too.
     Closing,
 }
@@ -194,6 +197,7 @@ impl Shard {
                 self.unlinked_received(key, bytes);
             }
             State::Draining(_) => self.close_server(key, "too much was left unread by its client"),
+            State::Moving(departure) => departure.received(bytes),
             State::Dialing | State::Closing => {}
         }
     }
@@ -219,6 +223,10 @@ impl Shard {
                     return self.take_back(key, client, &bytes[at..]);
                 }
                 self.ready(key, client);
+                // They were parted; what is left is not for that client.
+                if at < bytes.len() && !self.is_linked(client, key) {
+                    return self.unlinked_received(key, &bytes[at..]);
+                }
             }
             if moves_on {
                 self.go_on(client);
@@ -249,7 +257,7 @@ impl Shard {
     }
 
     /// The transaction is over, and with it the client's right to this server.
-    fn gives_back(&self, key: ServerKey, client: ClientKey) -> bool {
+    pub(super) fn gives_back(&self, key: ServerKey, client: ClientKey) -> bool {
         let Some(server) = self.servers.get(key) else { return false };
         let session_mode = self.routes.get(server.route).is_some_and(|route| route.mode == PoolMode::Session);
         !session_mode && server.is_at_rest() && !self.client_within_body(client)

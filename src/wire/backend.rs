@@ -124,6 +124,77 @@ pub fn put_ready_for_query(to: &mut BytesMut) {
     put(to, tag::READY_FOR_QUERY, &[b"I"]);
 }
 
+/// The type of a column in our own answers, which are all text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ColumnType {
+    /// `text`.
+    Text,
+    /// `integer`.
+    Int4,
+    /// `bigint`.
+    Int8,
+}
+
+impl ColumnType {
+    /// Its oid in `pg_type`, and the size of its values in bytes; -1 if they vary.
+    fn oid_and_size(self) -> (u32, i16) {
+        match self {
+            Self::Text => (25, -1),
+            Self::Int4 => (23, 4),
+            Self::Int8 => (20, 8),
+        }
+    }
+}
+
+/// Appends a RowDescription of columns that belong to no table.
+pub fn put_row_description(to: &mut BytesMut, columns: &[(&str, ColumnType)]) {
+    let mut body = BytesMut::new();
+    body.put_u16(columns.len() as u16);
+    for (name, column_type) in columns {
+        let (oid, size) = column_type.oid_and_size();
+        body.put_slice(name.as_bytes());
+        body.put_u8(0);
+        body.put_u32(0); // its table
+        body.put_u16(0); // its number there
+        body.put_u32(oid);
+        body.put_i16(size);
+        body.put_i32(-1); // no modifier
+        body.put_u16(0); // text format
+    }
+    put(to, tag::ROW_DESCRIPTION, &[&body]);
+}
+
+/// Appends a DataRow; `None` is NULL.
+pub fn put_data_row(to: &mut BytesMut, values: &[Option<String>]) {
+    let mut body = BytesMut::new();
+    body.put_u16(values.len() as u16);
+    for value in values {
+        match value {
+            Some(text) => {
+                body.put_u32(text.len() as u32);
+                body.put_slice(text.as_bytes());
+            }
+            None => body.put_i32(-1),
+        }
+    }
+    put(to, tag::DATA_ROW, &[&body]);
+}
+
+/// Appends a CommandComplete.
+pub fn put_command_complete(to: &mut BytesMut, command: &str) {
+    put(to, tag::COMMAND_COMPLETE, &[command.as_bytes(), b"\0"]);
+}
+
+/// Appends a notice with particulars, or without if there are none.
+pub fn put_notice(to: &mut BytesMut, message: &str, detail: &str) {
+    let mut parts: Vec<&[u8]> = vec![b"SNOTICE\0VNOTICE\0C00000\0M", message.as_bytes(), b"\0"];
+    if !detail.is_empty() {
+        parts.extend([&b"D"[..], detail.as_bytes(), b"\0"]);
+    }
+    parts.push(b"\0");
+    put(to, tag::NOTICE_RESPONSE, &parts);
+}
+
 /// Appends the answer to a client that asks for a newer minor version of the protocol, or for options of its
 /// future: we speak 3.0 and none of the options.
 pub fn put_negotiate_protocol_version(to: &mut BytesMut, options: &[String]) {

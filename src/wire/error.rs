@@ -21,6 +21,8 @@ impl SqlState {
     pub const INVALID_AUTHORIZATION: Self = Self(*b"28000");
     /// 3D000: no such database.
     pub const INVALID_CATALOG_NAME: Self = Self(*b"3D000");
+    /// 42601: a command that does not exist.
+    pub const SYNTAX_ERROR: Self = Self(*b"42601");
     /// 42501: an operation that this route refuses.
     pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");
     /// 53300: a limit on connections.
@@ -33,6 +35,8 @@ impl SqlState {
     pub const CANNOT_CONNECT_NOW: Self = Self(*b"57P03");
     /// 57P05: the client was idle too long.
     pub const IDLE_SESSION_TIMEOUT: Self = Self(*b"57P05");
+    /// F0000: a configuration file that cannot be used.
+    pub const CONFIG_FILE_ERROR: Self = Self(*b"F0000");
     /// XX000: our own fault.
     pub const INTERNAL_ERROR: Self = Self(*b"XX000");
 
@@ -59,7 +63,7 @@ impl fmt::Debug for SqlState {
     }
 }
 
-/// Why we refuse a client, or end its session, in words it may read.
+/// Why we refuse a client or end its session, in words it may read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The SQLSTATE.
@@ -90,25 +94,25 @@ impl Refusal {
         self
     }
 
-    /// As an ErrorResponse that ends the session. `context` (the ids of session and connection) goes into its `W` field.
+    /// As the ErrorResponse that ends the session. `context` (the ids of session and connection) goes into its `W` field.
     pub fn to_message(&self, context: &str) -> Bytes {
-        self.to_message_of("FATAL", context)
+        self.render(b"FATAL", context)
     }
 
-    /// As an ErrorResponse that the session outlives.
+    /// As the ErrorResponse to a query: the session goes on.
     pub fn to_error(&self) -> Bytes {
-        self.to_message_of("ERROR", "")
+        self.render(b"ERROR", "")
     }
 
-    fn to_message_of(&self, severity: &str, context: &str) -> Bytes {
+    fn render(&self, severity: &[u8], context: &str) -> Bytes {
         let mut body = BytesMut::with_capacity(128);
         let mut field = |kind: u8, text: &[u8]| {
             body.put_u8(kind);
             body.extend(text.iter().filter(|&&byte| byte != 0));
             body.put_u8(0);
         };
-        field(b'S', severity.as_bytes());
-        field(b'V', severity.as_bytes());
+        field(b'S', severity);
+        field(b'V', severity);
         field(b'C', self.code.as_bytes());
         field(b'M', self.message.as_bytes());
         if let Some(detail) = &self.detail {

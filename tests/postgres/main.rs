@@ -15,6 +15,7 @@ mod random;
 mod wire;
 
 mod asynchronous;
+mod console;
 mod copy;
 mod faults;
 mod hostile;
@@ -25,3 +26,4 @@ mod login;
 mod pooling;
 mod prepared;
 mod pressure;
+mod reload;

@@ -332,6 +332,21 @@ impl Pooler {
         self.process.as_ref().expect("a pooler").lock().expect("lock").signal(signal);
     }
 
+    /// Writes its configuration anew, and tells nobody. Returns the new text.
+    pub fn edit(&self, change: impl FnOnce(&str) -> String) -> String {
+        let file = self.unix.with_file_name("pgpinion.toml");
+        let text = change(&std::fs::read_to_string(&file).expect("its configuration"));
+        process::write(&file, &text);
+        text
+    }
+
+    /// The same, and SIGHUP.
+    pub fn reload(&self, change: impl FnOnce(&str) -> String) -> String {
+        let text = self.edit(change);
+        self.signal(Signal::SIGHUP);
+        text
+    }
+
     /// Its exit code, or `None` if it still runs after `limit`.
     pub fn wait(&self, limit: Duration) -> Option<i32> {
         self.process.as_ref().expect("a pooler").lock().expect("lock").wait(limit)

@@ -340,7 +340,7 @@ fn pipeline(random: &mut Random) -> Frames {
     for _ in 0..random.between(1, 25) {
         let name: &str = random.pick::<&str>(NAMES);
         frames = match random.below(16) {
-            0..=3 => frames.parse(name, *random.pick::<&str>(TEXTS)),
+            0..=3 => frames.parse(name, random.pick::<&str>(TEXTS)),
             4..=7 => {
                 let parameters = &["1", "2"][..random.below(3).min(random.below(2)) as usize];
                 frames.bind("", name, parameters).describe(b'P', "").execute("", 0)
@@ -348,8 +348,8 @@ fn pipeline(random: &mut Random) -> Frames {
             8 => frames.describe(b'S', name),
             9 => frames.close(b'S', name),
             10 => frames.flush(),
-            11 => frames.query(*random.pick::<&str>(QUERIES)),
-            12 => frames.unnamed(*random.pick::<&str>(TEXTS), &[]),
+            11 => frames.query(random.pick::<&str>(QUERIES)),
+            12 => frames.unnamed(random.pick::<&str>(TEXTS), &[]),
             _ => frames.sync(),
         };
     }

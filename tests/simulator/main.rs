@@ -1,24 +1,39 @@
 //! The deterministic simulator: whole shards, without ring and kernel.
 //!
-//! Scripted clients on one side, a model of PostgreSQL on the other, and in between the very shard that runs in
-//! production. Bytes arrive in random pieces, sends progress at random, servers die, refuse, are slow, clients leave in
-//! the middle of anything; time is virtual. One seed is one run: `SIM_SEED=n cargo test --test simulator` replays it.
+//! 1 to 64 of the very shards that run in production, scripted clients that come to any of them, a model of PostgreSQL,
+//! one virtual clock. Bytes arrive in random pieces, sends progress at random, each kind of step is rare in one run and
+//! frequent in another; what goes wrong is in [`plan::Faults`]. One seed is one run:
+//! `SIM_SEED=n cargo test --no-default-features --test simulator NAME` replays it, with `SIM_TRACE=1` it tells what
+//! happens, and `SIM_SEEDS=n` makes a long run of n seeds.
 //!
-//! What is held against every run:
-//! - each client's bytes are exactly what a PostgreSQL of its own would have sent (up to the point where a fault
-//!   ended its session, which it is then told);
-//! - server connections open or being opened never exceed the endpoint's share;
-//! - no server begins a transaction for one client while another's is open;
-//! - without faults every client comes to its end, and when all have left and the shard was drained nothing is
-//!   left: no server, no permit.
+//! What is held against every run (`oracles`, `client`, `cluster`):
+//! - each client's bytes are exactly what a PostgreSQL of its own would have sent, up to the point where a fault ended
+//!   its session, which it is then told;
+//! - connections that PostgreSQL has open, and those being opened, never exceed `max_connections` over all shards. A
+//!   backend counts until its process has ended, whatever the pooler thinks;
+//! - no backend sees a statement of one client within the transaction of another;
+//! - each server holds one permit, and is somewhere; nobody waits on a shard beside an idle server of the same route;
+//!   nobody is in a state that no event takes it out of;
+//! - every client comes to its end: it has had all answers, or was told why not. When all shards were drained nothing
+//!   is left: no server, no permit, no socket.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)]
 
+mod chance;
+mod client;
+mod cluster;
+mod faults;
+mod moves;
+mod network;
+mod oracles;
+mod plan;
 mod postgres;
+mod steps;
 mod world;
 
-use world::{Faults, World};
+use plan::Faults;
+use world::{Story, World};
 
-/// Seeds per test in an ordinary run.
+/// Seeds per test in an ordinary run: seconds.
 const SEEDS: u64 = 400;
 
 fn seeds() -> Box<dyn Iterator<Item = u64>> {
@@ -32,33 +47,93 @@ fn seeds() -> Box<dyn Iterator<Item = u64>> {
 }
 
 fn run(test: &str, faults: Faults) {
+    let mut all = Story::default();
     for seed in seeds() {
-        let outcome = std::panic::catch_unwind(|| World::new(seed, faults).run());
-        if let Err(panic) = outcome {
-            eprintln!(
-                "replay with: SIM_SEED={seed} cargo test --no-default-features --test simulator {test}"
-            );
-            std::panic::resume_unwind(panic);
+        match std::panic::catch_unwind(|| World::new(seed, faults).run()) {
+            Ok(story) => all += story,
+            Err(panic) => {
+                eprintln!(
+                    "replay with: SIM_SEED={seed} cargo test --no-default-features --test simulator {test}"
+                );
+                std::panic::resume_unwind(panic);
+            }
         }
+    }
+    println!("{all:?}");
+    if std::env::var_os("SIM_SEED").is_none() {
+        // A world in which nothing happens proves nothing.
+        assert!(all.served > 0 && all.transactions > all.served && all.opened > 0, "{all:?}");
+        assert!(all.handed_over > 0 && all.steered > 0, "{all:?}");
+        assert_eq!(all.lost > 0, faults.refuse_clients() || faults.panics, "{all:?}");
     }
 }
 
+const NONE: Faults = Faults {
+    clients_leave: false,
+    servers_die: false,
+    dials_fail: false,
+    servers_dawdle: false,
+    servers_speak: false,
+    reloads: false,
+    shards_stall: false,
+    panics: false,
+    drains_early: false,
+    impatient: false,
+};
+
 #[test]
 fn without_faults_every_client_gets_what_postgres_would_have_sent() {
-    run("without_faults", Faults { clients_leave: false, servers_die: false, dials_fail: false });
+    run("without_faults", NONE);
 }
 
 #[test]
 fn clients_that_leave_in_the_middle_disturb_nobody() {
-    run("clients_that_leave", Faults { clients_leave: true, servers_die: false, dials_fail: false });
+    run("clients_that_leave", Faults { clients_leave: true, ..NONE });
 }
 
 #[test]
 fn servers_that_die_and_dials_that_fail_are_survived() {
-    run("servers_that_die", Faults { clients_leave: false, servers_die: true, dials_fail: true });
+    run("servers_that_die", Faults { servers_die: true, dials_fail: true, ..NONE });
+}
+
+#[test]
+fn a_slow_postgres_and_slow_cores_break_no_limit() {
+    run("a_slow_postgres", Faults { servers_dawdle: true, shards_stall: true, ..NONE });
+}
+
+#[test]
+fn what_nobody_asked_for_disturbs_nobody() {
+    run("what_nobody_asked_for", Faults { servers_speak: true, ..NONE });
+}
+
+#[test]
+fn limits_change_under_load() {
+    run("limits_change", Faults { reloads: true, servers_dawdle: true, ..NONE });
+}
+
+#[test]
+fn panics_end_the_connections_they_concern_and_no_other() {
+    run("panics_end", Faults { panics: true, ..NONE });
+}
+
+#[test]
+fn a_drain_in_the_middle_of_work_comes_to_its_end() {
+    run("a_drain", Faults { drains_early: true, servers_dawdle: true, ..NONE });
 }
 
 #[test]
 fn everything_at_once() {
-    run("everything_at_once", Faults { clients_leave: true, servers_die: true, dials_fail: true });
+    let all = Faults {
+        clients_leave: true,
+        servers_die: true,
+        dials_fail: true,
+        servers_dawdle: true,
+        servers_speak: true,
+        reloads: true,
+        shards_stall: true,
+        panics: true,
+        drains_early: true,
+        impatient: true,
+    };
+    run("everything_at_once", all);
 }

@@ -40,6 +40,10 @@ impl Postgres {
         Self { started: true, ..Self::default() }
     }
 
+    pub fn is_logged_in(&self) -> bool {
+        self.started
+    }
+
     pub fn receive(&mut self, bytes: &[u8]) {
         self.input.extend_from_slice(bytes);
         while !self.gone && self.step() {}
@@ -229,6 +233,15 @@ impl Postgres {
         self.skipping = self.extended;
     }
 
+    /// It says something that nobody asked for.
+    pub fn speak(&mut self, number: usize) {
+        match number % 3 {
+            0 => self.put(b'N', b"SNOTICE\0MUNASKED\0\0"),
+            1 => self.put(b'A', b"\0\0\0\x01UNASKED\0\0"),
+            _ => self.put(b'S', b"TimeZone\0UNASKED\0"),
+        }
+    }
+
     pub fn die(&mut self, politely: bool) {
         if politely && self.started {
             self.put(b'E', b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0");
@@ -250,4 +263,11 @@ impl Postgres {
         self.output.extend((body.len() as u32 + 4).to_be_bytes());
         self.output.extend_from_slice(body);
     }
+}
+
+pub fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![tag];
+    bytes.extend((body.len() as u32 + 4).to_be_bytes());
+    bytes.extend_from_slice(body);
+    bytes
 }

@@ -1,0 +1,123 @@
+//! What one shard writes to another: the letters, and how many can be under way.
+//!
+//! Only words. A shard that wants a letter sent says so in an effect; who carries it is the engine's business (or the
+//! simulator's). Mail is one-way: nobody waits for an answer, a reply is another letter. Between two shards letters
+//! arrive in the order of their sending, and so they do over all who write to one shard.
+//!
+//! A letter that moves a connection carries it as a `C`: nothing yet where the shard writes it, a descriptor between
+//! two engines, a socket where the other shard reads it.
+
+use crate::ids::{ConnectionId, Peer, RouteName, SessionId};
+use crate::ledger::Permit;
+use crate::metrics::ShardReport;
+use crate::prepared::Cache;
+use crate::server::Parameters;
+use crate::time::Instant;
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// One shard to another.
+#[derive(Debug)]
+pub enum Letter<C> {
+    /// A server connection at rest, with all that is known of it: it is yours.
+    Server(Box<MovedServer>, C),
+    /// A client that has not been answered: go on as if it had come to you.
+    Client(Box<MovedClient>, C),
+    /// Tell all about yourself. An inquiry is answered before the next one is written.
+    Inquire,
+    /// The answer to it.
+    Report(Box<ShardReport>),
+}
+
+/// A server connection on its way: it owes nothing, is in no transaction, and was between two messages when it was
+/// taken.
+#[derive(Debug)]
+pub struct MovedServer {
+    /// Its name, which it keeps.
+    pub id: ConnectionId,
+    /// Whom it may serve.
+    pub route: RouteName,
+    /// Index of its endpoint in the configuration.
+    pub endpoint: usize,
+    /// The right to hold it.
+    pub permit: Permit,
+    /// When it was dialled.
+    pub opened: Instant,
+    /// When its `server_lifetime` is over.
+    pub expires: Instant,
+    /// When it has been idle for too long.
+    pub idle_until: Instant,
+    /// Whom it served last.
+    pub last_session: Option<SessionId>,
+    /// What it has prepared.
+    pub prepared: Cache,
+    /// What a cancel request needs.
+    pub key: Option<(u32, Bytes)>,
+    /// What the servers of its route report.
+    pub parameters: Option<Arc<Parameters>>,
+    /// What arrived while it was being taken.
+    pub unread: Vec<u8>,
+}
+
+/// A client on its way.
+#[derive(Debug)]
+pub struct MovedClient {
+    /// Its session's name, which it keeps.
+    pub session: SessionId,
+    /// Where it comes from.
+    pub peer: Peer,
+    /// When it came.
+    pub connected: Instant,
+    /// Half of what it will need to cancel; the other half is its place on the shard it stays on.
+    pub secret: u32,
+    /// What it has sent, from the beginning of its startup packet on.
+    pub unread: Vec<u8>,
+}
+
+impl<C> Letter<C> {
+    /// The connection that moves with it.
+    pub fn connection(&self) -> Option<&C> {
+        match self {
+            Self::Server(_, connection) | Self::Client(_, connection) => Some(connection),
+            Self::Inquire | Self::Report(_) => None,
+        }
+    }
+
+    /// The same letter with its connection in another form.
+    pub fn map<D>(self, change: impl FnOnce(C) -> D) -> Letter<D> {
+        match self {
+            Self::Server(server, connection) => Letter::Server(server, change(connection)),
+            Self::Client(client, connection) => Letter::Client(client, change(connection)),
+            Self::Inquire => Letter::Inquire,
+            Self::Report(report) => Letter::Report(report),
+        }
+    }
+}
+
+/// Letters that can lie in one shard's inbox, term by term. More is a broken invariant. `permits` are those of all
+/// endpoints.
+///
+/// - Moved servers: each carries a permit.
+/// - Moved clients: written only while fewer than [`STEERED_MAX`] letters lie there. All other shards may look at the
+///   same moment, and then write one each.
+/// - Inquiries and reports: one of each from every other shard.
+pub const fn letters_max(permits: usize, shards: usize) -> usize {
+    permits + STEERED_MAX + shards + 2 * shards
+}
+
+/// Letters waiting for a shard from which on no clients are steered to it: they stay where they are. A shard empties its
+/// inbox in each of its turns, so that even a storm of logins on another does not come near.
+pub const STEERED_MAX: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_letter_is_small_and_may_cross_threads() {
+        fn crosses<T: Send>() {}
+        crosses::<Letter<std::os::fd::OwnedFd>>();
+        // An inbox is allocated for the most there can be.
+        assert!(size_of::<Letter<std::os::fd::OwnedFd>>() <= 16);
+    }
+}

@@ -1,0 +1,149 @@
+//! A new configuration for a shard at work: limits, shares and timeouts. Endpoints and databases keep their places.
+
+use super::Shard;
+use crate::config::Config;
+use std::sync::Arc;
+
+impl Shard {
+    /// Goes on with this configuration, which [`Config::reload`] has made of the one that held. Limits hold at once: where
+    /// more is held than may be, no connection is opened, idle ones are closed now and others when they are released.
+    /// A timeout that has begun to run ends as it would have; the next is the new one.
+    pub fn configure(&mut self, config: Arc<Config>) {
+        assert_eq!(config.endpoints.len(), self.endpoints.len(), "a reload keeps the endpoints");
+        assert_eq!(config.databases.len(), self.config.databases.len(), "a reload keeps the databases");
+        self.config = config;
+        for endpoint in 0..self.endpoints.len() {
+            let limit = self.config.endpoints[endpoint].max_connections;
+            self.endpoints[endpoint].ledger.set_limit(limit);
+            self.close_surplus(endpoint);
+            self.serve_endpoint(endpoint);
+        }
+    }
+
+    /// Closes idle servers until no more are held than may be, or none is idle.
+    fn close_surplus(&mut self, endpoint: usize) {
+        while self.is_over_limit(endpoint) {
+            let routes = self.endpoints[endpoint].routes.iter().filter_map(|&key| self.routes.get(key));
+            // The one that has most gives first.
+            let richest = routes.filter(|route| route.pool.idle() > 0).max_by_key(|route| route.pool.held());
+            let Some(server) = richest.and_then(|route| route.pool.coldest_idle()) else { return };
+            self.close_server(server, OVER_LIMIT);
+        }
+    }
+
+    /// More is held than a lowered limit allows, what closes already not counted.
+    #[inline]
+    pub(super) fn is_over_limit(&self, endpoint: usize) -> bool {
+        let endpoint = &self.endpoints[endpoint];
+        endpoint.ledger.held() - endpoint.closing > endpoint.ledger.limit()
+    }
+}
+
+/// Why such a server is closed.
+pub(super) const OVER_LIMIT: &str = "max_connections was lowered";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Owner, ShardId, SocketId};
+    use crate::shard::{Effect, Party, Peer, ServerKey};
+    use crate::time::Instant;
+
+    /// A shard with clients that hold transactions open, or want to.
+    struct World {
+        shard: Shard,
+        sockets: u32,
+        dials: Vec<ServerKey>,
+        closes: usize,
+    }
+
+    impl World {
+        fn new(limit: usize) -> Self {
+            let mut shard = Shard::new(config(limit), ShardId(0), 1, 1);
+            shard.set_time(Instant::from_nanos(1));
+            Self { shard, sockets: 0, dials: Vec::new(), closes: 0 }
+        }
+
+        fn socket(&mut self) -> SocketId {
+            self.sockets += 1;
+            SocketId { slot: self.sockets, generation: 0 }
+        }
+
+        /// A client that has asked for something.
+        fn client(&mut self) -> Owner {
+            let socket = self.socket();
+            let owner = self.shard.accepted(socket, Peer::Unix, 1, false);
+            self.shard.received(owner, b"\0\0\0\x10\0\x03\0\0user\0u\0\0");
+            self.shard.received(owner, b"Q\0\0\0\x0abegin\0");
+            self.apply();
+            owner
+        }
+
+        fn configure(&mut self, limit: usize) {
+            self.shard.configure(config(limit));
+            self.apply();
+        }
+
+        /// The oldest dial succeeds, and PostgreSQL lets it in.
+        fn let_in(&mut self) -> Owner {
+            let (server, socket) = (self.dials.remove(0), self.socket());
+            let owner = Party::Server(server).to_owner();
+            self.shard.dialed(server, Ok(socket));
+            self.shard.sent(owner, 1000);
+            self.shard.received(owner, b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I");
+            self.apply();
+            owner
+        }
+
+        fn apply(&mut self) {
+            let mut effects = Vec::new();
+            self.shard.take_effects(&mut effects);
+            for effect in effects {
+                match effect {
+                    Effect::Dial { server, .. } => self.dials.push(server),
+                    Effect::Close { .. } => self.closes += 1,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn config(limit: usize) -> Arc<Config> {
+        let mut config = Config::upstream("127.0.0.1:5432", &[0]).unwrap();
+        config.endpoints[0].max_connections = limit;
+        Arc::new(config)
+    }
+
+    #[test]
+    fn a_raised_limit_serves_who_waits() {
+        let mut world = World::new(1);
+        let clients: Vec<Owner> = (0..3).map(|_| world.client()).collect();
+        world.let_in();
+        assert_eq!((world.dials.len(), world.shard.census().waiting), (0, 2), "one is served");
+        world.configure(2);
+        assert_eq!(world.dials.len(), 1, "a permit, a dial");
+        world.configure(10);
+        assert_eq!(world.dials.len(), 2, "as many as wait");
+        assert_eq!(clients.len(), world.shard.census().clients);
+    }
+
+    #[test]
+    fn a_lowered_limit_ends_what_is_being_opened() {
+        let mut world = World::new(3);
+        let _clients: Vec<Owner> = (0..3).map(|_| world.client()).collect();
+        world.let_in();
+        world.let_in();
+        assert_eq!(world.dials.len(), 1);
+        world.configure(1);
+        assert_eq!(world.closes, 0, "open transactions go on, and so does a login");
+        let third = world.let_in();
+        assert_eq!(world.closes, 1, "but nobody gets the server");
+        let before = world.shard.census();
+        assert_eq!((before.permits, before.waiting), (3, 1), "its permit is held until it is closed");
+        world.shard.closed(third);
+        world.apply();
+        assert_eq!((world.shard.census().permits, world.dials.len()), (2, 0), "and is not used again");
+        world.configure(3);
+        assert_eq!(world.dials.len(), 1, "until there is room");
+    }
+}

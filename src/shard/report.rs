@@ -1,0 +1,161 @@
+//! What a shard tells of itself.
+
+use super::server::State;
+use super::{Effect, Route, RouteKey, Shard};
+use crate::ids::RouteName;
+use crate::log_line::Line;
+use crate::metrics::{Census, CoreReport, ROUTES_REPORTED_MAX, RouteReport, ShardReport, Stats};
+use hashbrown::HashMap;
+use std::cmp::Reverse;
+
+/// One route on one shard, now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteCensus<'a> {
+    /// Which.
+    pub name: &'a RouteName,
+    /// Clients logged in, or about to be.
+    pub clients: usize,
+    /// Clients that wait for a server, or to be let in.
+    pub waiting: usize,
+    /// Servers in any state.
+    pub held: usize,
+    /// Servers at rest.
+    pub idle: usize,
+}
+
+/// What is counted once for all routes of a report.
+struct Common {
+    linked: HashMap<RouteKey, usize>,
+    /// By endpoint.
+    quotas: Vec<usize>,
+}
+
+impl Shard {
+    /// Counts since the start.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Counts of now.
+    pub fn census(&self) -> Census {
+        Census {
+            clients: self.clients.len(),
+            waiting: self.routes.iter().map(|(_, route)| route.pool.waiting() + route.logins.len()).sum(),
+            servers: self.servers.len(),
+            idle: self.routes.iter().map(|(_, route)| route.pool.idle()).sum(),
+            permits: self.endpoints.iter().map(|endpoint| endpoint.ledger.held()).sum(),
+        }
+    }
+
+    /// Counts of now, by route.
+    pub fn routes(&self) -> impl Iterator<Item = RouteCensus<'_>> {
+        self.routes.iter().map(|(_, route)| RouteCensus {
+            name: &route.name,
+            clients: route.clients,
+            waiting: route.pool.waiting() + route.logins.len(),
+            held: route.pool.held(),
+            idle: route.pool.idle(),
+        })
+    }
+
+    /// All there is to tell, together with what the engine knows of the core.
+    pub fn report(&self, core: CoreReport) -> ShardReport {
+        let mut busy: Vec<(RouteKey, &Route)> = self.routes.iter().collect();
+        busy.sort_by_key(|(_, route)| Reverse((route.pool.waiting(), route.waits.now.count())));
+        let common = self.common();
+        let reported = busy.iter().take(ROUTES_REPORTED_MAX);
+        let routes = reported.map(|&(key, route)| self.report_route(key, route, &common)).collect();
+        let routes_left_out = busy.len().saturating_sub(ROUTES_REPORTED_MAX);
+        let (shard, census, stats) = (self.id, self.census(), self.stats);
+        ShardReport { shard, core, census, stats, routes, routes_left_out }
+    }
+
+    fn common(&self) -> Common {
+        let mut linked = HashMap::new();
+        for (_, server) in self.servers.iter() {
+            if matches!(server.state, State::Linked(_)) {
+                *linked.entry(server.route).or_default() += 1;
+            }
+        }
+        let quotas = (0..self.endpoints.len()).map(|endpoint| self.quota(endpoint)).collect();
+        Common { linked, quotas }
+    }
+
+    /// What each route of an endpoint can insist on.
+    fn quota(&self, endpoint: usize) -> usize {
+        let endpoint = &self.endpoints[endpoint];
+        let routes = endpoint.routes.iter().filter_map(|&key| self.routes.get(key));
+        let active = routes.filter(|route| route.pool.held() > 0 || route.wants_server()).count();
+        endpoint.ledger.quota(active)
+    }
+
+    fn report_route(&self, key: RouteKey, route: &Route, common: &Common) -> RouteReport {
+        RouteReport {
+            endpoint: self.config.endpoints[route.endpoint].name.clone(),
+            database: route.name.database.to_string(),
+            user: route.name.user.to_string(),
+            clients: route.clients,
+            permits: route.pool.held(),
+            idle: route.pool.idle(),
+            linked: common.linked.get(&key).copied().unwrap_or(0),
+            waiting: route.pool.waiting() + route.logins.len(),
+            quota: common.quotas[route.endpoint],
+            counts: route.counts,
+            waits: route.waits.both(),
+            longest: self.now.since(self.first_waiting_since(route)),
+        }
+    }
+
+    /// A period of the statistics is over: a line for each of the busiest routes, and one for how many there are more.
+    pub fn end_period(&mut self) {
+        let links = |route: &Route| route.waits.now.count() + route.pool.waiting() as u64;
+        let mut busy: Vec<(RouteKey, &Route)> =
+            self.routes.iter().filter(|(_, route)| links(route) > 0).collect();
+        busy.sort_by_key(|(_, route)| Reverse(links(route)));
+        let common = self.common();
+        let line = |&(key, route): &(RouteKey, &Route)| {
+            let report = self.report_route(key, route, &common);
+            self.line_of(&RouteReport { waits: route.waits.now.clone(), ..report })
+        };
+        let mut lines: Vec<Line> = busy.iter().take(ROUTES_LOGGED_MAX).map(line).collect();
+        if busy.len() > ROUTES_LOGGED_MAX {
+            let more = busy.len() - ROUTES_LOGGED_MAX;
+            lines.push(Line::info(format!("stats: shard {}: {more} more routes", self.id)));
+        }
+        self.effects.extend(lines.into_iter().map(Effect::Log));
+        for key in self.routes.keys() {
+            if let Some(route) = self.routes.get_mut(key) {
+                route.waits.turn();
+            }
+        }
+    }
+
+    fn line_of(&self, route: &RouteReport) -> Line {
+        let (waits, counts) = (&route.waits, &route.counts);
+        let text = format!(
+            "stats: shard {}: route: {} links, {} waited, wait p50 {} us, p99 {} us, max {} us, longest now {} us; permits \
+             {} ({} linked, {} idle), quota {}, {} waiting; {} granted, {} recalled, {} handed in, {} handed out, {} steered",
+            self.id,
+            waits.count(),
+            waits.waited(),
+            waits.quantile(0.5).as_micros(),
+            waits.quantile(0.99).as_micros(),
+            waits.max().as_micros(),
+            route.longest.as_micros(),
+            route.permits,
+            route.linked,
+            route.idle,
+            route.quota,
+            route.waiting,
+            counts.granted,
+            counts.recalled,
+            counts.handed_in,
+            counts.handed_out,
+            counts.steered,
+        );
+        Line::info(text).database(&route.database).user(&route.user)
+    }
+}
+
+/// Lines of routes that one shard writes in a period: enough to see who is busy, few enough to be read.
+const ROUTES_LOGGED_MAX: usize = 10;

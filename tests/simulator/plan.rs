@@ -1,0 +1,152 @@
+//! What a run is like, drawn from its seed: how many of everything, how fast, and what goes wrong.
+
+use crate::chance::Chance;
+use pgpinion::config::{Config, PoolMode, RouteSettings};
+use pgpinion::ids::ShardId;
+use pgpinion::ledger::Ledger;
+use std::time::Duration;
+
+/// What goes wrong.
+#[derive(Clone, Copy, Default)]
+pub struct Faults {
+    /// Clients vanish in the middle of anything, or neither read nor write for a while.
+    pub clients_leave: bool,
+    pub servers_die: bool,
+    pub dials_fail: bool,
+    /// PostgreSQL takes its time to execute and to end.
+    pub servers_dawdle: bool,
+    /// PostgreSQL says what nobody asked for, to whoever is linked or to nobody.
+    pub servers_speak: bool,
+    /// A shard's core does something else for a while.
+    pub shards_stall: bool,
+    /// The limits change while everybody is at work.
+    pub reloads: bool,
+    /// Any party is condemned, in any state.
+    pub panics: bool,
+    /// The shards are told to drain while their clients are at work.
+    pub drains_early: bool,
+    /// Clients are refused when they have waited for a little while.
+    pub impatient: bool,
+}
+
+impl Faults {
+    /// A client may be told that its session has to end.
+    pub fn refuse_clients(&self) -> bool {
+        self.servers_die || self.dials_fail || self.drains_early || self.impatient
+    }
+}
+
+/// Of which kinds the shards, their clients and PostgreSQL are.
+pub struct Plan {
+    pub shards: usize,
+    /// Connections of each endpoint.
+    pub limits: Vec<usize>,
+    pub mode: PoolMode,
+    /// Database, user, and how many clients.
+    pub routes: Vec<(String, String, usize)>,
+    /// How often each kind of thing happens, against the others.
+    pub weights: Vec<usize>,
+    /// Servers are handed over.
+    pub hand_over: bool,
+    /// Clients are steered to the shards that their route lives on.
+    pub steering: bool,
+    /// Routes that may have so many connections only, which live on few shards.
+    pub ceilings: Vec<Option<usize>>,
+    /// One in so many chances for something to go wrong is taken.
+    pub fault_every: usize,
+    /// Clients of a route all come to one shard.
+    pub flock: bool,
+    /// How long a connection may take to be made.
+    pub connect_max: Duration,
+    /// The longest pause of a client between two steps.
+    pub think_max: Duration,
+    /// How long a client waits for a server.
+    pub patience: Duration,
+    /// The longest a step takes of the clock.
+    pub step_max: Duration,
+}
+
+impl Plan {
+    pub fn draw(chance: &mut Chance, faults: Faults, kinds: usize) -> Self {
+        let shards = match chance.below(8) {
+            0..=2 => 1,
+            3..=5 => 2 + chance.below(3),
+            6 => 2 + chance.below(15),
+            _ => 2 + chance.below(63),
+        };
+        let endpoints = 1 + usize::from(chance.one_in(4));
+        let limits = (0..endpoints).map(|_| shards + chance.below(2 + shards)).collect();
+        let mode = if chance.one_in(3) { PoolMode::Session } else { PoolMode::Transaction };
+        let routes: Vec<_> = (0..1 + chance.below(5))
+            .map(|number| {
+                let database = if endpoints == 2 && chance.one_in(2) { "other" } else { "main" };
+                let crowd = if chance.one_in(3) { 12 } else { 4 };
+                (database.to_owned(), format!("u{number}"), 1 + chance.below(crowd))
+            })
+            .collect();
+        Self {
+            shards,
+            limits,
+            mode,
+            weights: (0..kinds).map(|_| [1, 3, 10, 30][chance.below(4)]).collect(),
+            hand_over: chance.one_in(2),
+            steering: chance.one_in(2),
+            ceilings: routes.iter().map(|_| chance.one_in(3).then(|| 1 + chance.below(4))).collect(),
+            fault_every: [10, 50, 200][chance.below(3)],
+            flock: chance.one_in(3),
+            patience: if faults.impatient { Duration::from_millis(500) } else { Duration::from_secs(3600) },
+            connect_max: Duration::from_secs(if faults.servers_dawdle && chance.one_in(2) { 1 } else { 15 }),
+            think_max: [Duration::ZERO, Duration::from_millis(5), Duration::from_secs(2)][chance.below(3)],
+            step_max: [Duration::ZERO, Duration::from_micros(5), Duration::from_millis(1)][chance.below(3)],
+            routes,
+        }
+    }
+
+    pub fn endpoint_of(&self, database: &str) -> usize {
+        usize::from(database == "other" && self.limits.len() > 1)
+    }
+
+    /// Permits that a shard begins with.
+    pub fn share(&self, limit: usize, shard: usize) -> usize {
+        Ledger::share(limit, ShardId(shard as u16), self.shards).limit()
+    }
+
+    /// The shard that a client comes to if its route flocks.
+    pub fn home(&self, client: usize) -> usize {
+        let mut before = 0;
+        let route = self.routes.iter().position(|(_, _, count)| {
+            before += count;
+            client < before
+        });
+        route.unwrap_or_default() % self.shards
+    }
+
+    pub fn config(&self) -> Config {
+        let mut config = Config::upstream("127.0.0.1:5432", &[0]).expect("a valid address");
+        config.pool_mode = self.mode;
+        (config.steering, config.hand_over) = (self.steering, self.hand_over);
+        for ((database, user, _), &ceiling) in self.routes.iter().zip(&self.ceilings) {
+            config.routes.push(RouteSettings {
+                database: database.clone(),
+                user: user.clone(),
+                weight: 1,
+                min_connections: 0,
+                max_connections: ceiling,
+            });
+        }
+        config.timeouts.query_wait = Some(self.patience);
+        config.timeouts.server_connect = self.connect_max;
+        config.endpoints[0].max_connections = self.limits[0];
+        if let Some(&limit) = self.limits.get(1) {
+            let mut other = config.endpoints[0].clone();
+            other.name = "other".into();
+            other.max_connections = limit;
+            config.endpoints.push(other);
+            let mut database = config.databases[0].clone();
+            database.name = "other".into();
+            database.endpoint = 1;
+            config.databases.push(database);
+        }
+        config
+    }
+}
