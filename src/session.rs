@@ -196,6 +196,7 @@ impl Session {
             Verdict::Pass => return,
             Verdict::Rewritten(bytes) => {
                 passage.rewritten = true;
+                passage.queries += u32::from(segment.tag == tag::QUERY);
                 let body_from = segment.range.start + HEADER_BYTES - segment.carried;
                 self.replaced = body_from + bytes > segment.range.end;
                 progress.passed = (body_from + bytes).min(segment.range.end);
@@ -225,10 +226,10 @@ impl Session {
     }
 }
 
-/// These may name a prepared statement.
+/// These may name a prepared statement; a Query rarely does.
 #[inline]
 fn is_about_statements(tag: u8) -> bool {
-    matches!(tag, tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE)
+    matches!(tag, tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE | tag::QUERY)
 }
 
 fn check(tag: u8, length: u32) -> Result<(), Refusal> {

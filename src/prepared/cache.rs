@@ -1,7 +1,7 @@
 //! What one server connection has prepared, as far as we know.
 
 use super::Statement;
-use super::statements::Fingerprint;
+use super::statements::{Fingerprint, Shape};
 use hashbrown::HashMap;
 
 /// Statements prepared on a server. Plain data: it moves with the connection to another shard, when nothing is in
@@ -19,11 +19,12 @@ struct Slot {
     /// When it was used last.
     used: u64,
     presence: Presence,
-    /// Of the statement when it was prepared.
-    epoch: u32,
-    /// Parses and Closes in flight.
+    /// As the server described it.
+    shape: Option<Shape>,
+    /// Parses, Closes and Describes of ours in flight.
     parses: u32,
     closes: u32,
+    describes: u32,
     /// The group of the last Parse in flight, unless a Close follows it.
     group: Option<u32>,
 }
@@ -50,16 +51,18 @@ impl Slot {
     }
 
     fn is_forgotten(&self) -> bool {
-        self.presence == Presence::Absent && self.parses == 0 && self.closes == 0
+        self.presence == Presence::Absent && self.parses + self.closes + self.describes == 0
     }
 }
 
 impl Cache {
-    /// Whether a message of `group` that is sent now finds this statement; if so it is used.
+    /// Whether a message of `group` that is sent now finds this statement, as it is known to be; if so it is used.
     #[inline]
     pub(super) fn touch(&mut self, statement: &Statement, group: u32) -> bool {
         let Some(slot) = self.slots.get_mut(&statement.fingerprint) else { return false };
-        let found = slot.is_there(group) && slot.epoch == statement.epoch.get();
+        let is_new = slot.group == Some(group);
+        let is_known = slot.shape.is_some() && slot.shape == statement.shape.get();
+        let found = slot.is_there(group) && (is_new || is_known);
         if found {
             self.clock += 1;
             slot.used = self.clock;
@@ -67,12 +70,30 @@ impl Cache {
         found
     }
 
+    /// The server was asked to describe it and has not done so yet.
+    pub(super) fn is_described(&self, statement: &Statement) -> bool {
+        self.slots.get(&statement.fingerprint).is_some_and(|slot| slot.describes > 0)
+    }
+
+    /// A Describe is sent.
+    pub(super) fn describe_sent(&mut self, fingerprint: &Fingerprint) {
+        self.slots.entry(*fingerprint).or_default().describes += 1;
+    }
+
+    /// It is answered, or was skipped.
+    pub(super) fn describe_ended(&mut self, fingerprint: &Fingerprint, shape: Option<Shape>) {
+        self.change(fingerprint, |slot| {
+            slot.describes = slot.describes.saturating_sub(1);
+            slot.shape = shape.or(slot.shape);
+        });
+    }
+
     /// A Parse is sent, in `group`.
     pub(super) fn parse_sent(&mut self, statement: &Statement, group: u32) {
         self.clock += 1;
         let slot = self.slots.entry(statement.fingerprint).or_default();
         slot.used = self.clock;
-        slot.epoch = statement.epoch.get();
+        slot.shape = None;
         slot.parses += 1;
         slot.group = Some(group);
     }
@@ -184,7 +205,16 @@ mod tests {
         assert!(cache.touch(&statement, 1) && !cache.touch(&statement, 2));
         cache.close_ended(&fingerprint, true);
         cache.parse_ended(&fingerprint, true);
+        assert!(!cache.touch(&statement, 2), "nobody knows what it looks like");
+        cache.describe_sent(&fingerprint);
+        assert!(cache.is_described(&statement));
+        let shape = Shape::of(b"", None);
+        cache.describe_ended(&fingerprint, Some(shape));
+        statement.shape.set(Some(shape));
         assert!(cache.touch(&statement, 2));
+        statement.shape.set(Some(Shape::of(b"another", None)));
+        assert!(!cache.touch(&statement, 2), "it has changed since");
+        statement.shape.set(Some(shape));
         cache.close_sent(&fingerprint);
         assert!(!cache.touch(&statement, 2), "a Close is on its way");
         cache.close_ended(&fingerprint, false);
@@ -219,6 +249,8 @@ mod tests {
             assert_eq!(cache.surplus(3), None);
             cache.parse_sent(statement, 0);
             cache.parse_ended(&statement.fingerprint, true);
+            statement.shape.set(Some(Shape::of(b"", None)));
+            cache.describe_ended(&statement.fingerprint, statement.shape.get());
         }
         assert!(cache.touch(&all[0], 1));
         assert_eq!(cache.surplus(3), Some(all[1].fingerprint));

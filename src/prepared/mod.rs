@@ -17,6 +17,7 @@
 //!   ... not there        [Close] [Parse] and then that          what it says
 //! Bind to unknown name   the same untouched                     26000
 //! Close                  Close of nothing                       CloseComplete
+//! DEALLOCATE in a Query  [Close] [Parse as x] DEALLOCATE x      what it says
 //! more than a client may Bind to nothing                        54000, for its 26000
 //! [..]: ours, its answer is swallowed
 //! ```
@@ -34,6 +35,7 @@
 //! the client has to wait ([`Verdict::Stalled`]).
 
 mod cache;
+mod deallocate;
 mod names;
 mod notes;
 mod rewrite;

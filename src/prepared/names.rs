@@ -1,6 +1,7 @@
 //! The names that one client gave to statements.
 
 use super::Statement;
+use super::statements::Shape;
 use hashbrown::HashMap;
 use std::rc::Rc;
 
@@ -18,6 +19,8 @@ struct Entry {
     defined: Option<Rc<Statement>>,
     /// The client deallocated all statements, or may have: it may use the name, and define it again.
     released: bool,
+    /// What the statement looked like when the client prepared it; unknown, it takes it as it comes.
+    told: Option<Shape>,
     /// Parses and Closes of this name in flight, all of one group, and what the last of them will make of it.
     pending: u32,
     group: u32,
@@ -31,8 +34,19 @@ pub(super) enum Meaning {
     Unknown,
     /// That depends on an answer that has not come.
     Uncertain,
-    /// This; and whether it may be defined again.
-    Known(Rc<[u8]>, Rc<Statement>, bool),
+    /// This.
+    Known(Known),
+}
+
+/// A name that means something.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub name: Rc<[u8]>,
+    pub statement: Rc<Statement>,
+    /// It may be defined again.
+    pub released: bool,
+    /// What the client knows the statement to look like.
+    pub told: Option<Shape>,
 }
 
 impl Names {
@@ -48,7 +62,12 @@ impl Names {
             _ => return Meaning::Uncertain,
         };
         match statement {
-            Some(statement) => Meaning::Known(name.clone(), statement.clone(), entry.released),
+            Some(statement) => Meaning::Known(Known {
+                name: name.clone(),
+                statement: statement.clone(),
+                released: entry.released,
+                told: entry.told.filter(|_| entry.pending == 0),
+            }),
             None => Meaning::Unknown,
         }
     }
@@ -73,6 +92,7 @@ impl Names {
         let Some(entry) = self.entries.get_mut(name) else { return };
         let gone = if done {
             entry.released = false;
+            entry.told = statement.as_ref().and_then(|statement| statement.shape.get());
             std::mem::replace(&mut entry.defined, statement)
         } else {
             statement
@@ -85,6 +105,13 @@ impl Names {
             }
         }
         self.bytes -= size(name, gone.as_ref());
+    }
+
+    /// The client knows now what the statement of this name looks like, or that it has changed.
+    pub(super) fn tell(&mut self, name: &[u8], shape: Option<Shape>) {
+        if let Some(entry) = self.entries.get_mut(significant(name)) {
+            entry.told = shape;
+        }
     }
 
     /// The client deallocated all of its statements. It may go on to use them all the same: on PostgreSQL's side they
@@ -163,7 +190,7 @@ mod tests {
         assert!(matches!(names.look_up(b"a", 2), Meaning::Uncertain));
         names.ended(b"a", Some(first.clone()), true);
         assert!(
-            matches!(names.look_up(b"a", 2), Meaning::Known(_, found, false) if Rc::ptr_eq(&found, &first))
+            matches!(names.look_up(b"a", 2), Meaning::Known(known) if Rc::ptr_eq(&known.statement, &first))
         );
         names.sent(b"a", None, 2);
         assert!(matches!(names.look_up(b"a", 2), Meaning::Unknown));
@@ -204,7 +231,7 @@ mod tests {
         }
         assert!(!names.make_room(b"d", &text, 4000));
         names.release_all();
-        assert!(matches!(names.look_up(&[0], 1), Meaning::Known(_, _, true)));
+        assert!(matches!(names.look_up(&[0], 1), Meaning::Known(known) if known.released));
         assert!(names.make_room(b"d", &text, 4000));
         assert_eq!((names.len(), names.bytes()), (0, 0));
     }

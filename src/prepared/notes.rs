@@ -1,7 +1,8 @@
 //! What is in flight to a server, and what becomes of it.
 
 use super::statements::Fingerprint;
-use super::{Cache, Names, Statement, Statements};
+use super::statements::Shape;
+use super::{Cache, Names, Statement};
 use crate::server::Receipt;
 use crate::wire::backend::tag;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -14,6 +15,12 @@ pub struct OnServer {
     pub(super) cache: Cache,
     /// One for each noted entry of the server's account, in the same order.
     pub(super) notes: VecDeque<Note>,
+    /// The command that is complete deallocated a statement that we know.
+    expected: bool,
+    /// A description that a client may wait for has come to its end.
+    learned: bool,
+    /// Of the description that is coming.
+    parameters: Vec<u8>,
 }
 
 /// A message in flight.
@@ -23,6 +30,8 @@ pub(super) enum Note {
     Close(Fingerprint),
     /// A Parse of ours.
     Parse(Fingerprint),
+    /// A Describe of ours, behind a Parse: of the client, which gave this name, or of ours.
+    Learn(Rc<Statement>, Option<Rc<[u8]>>),
     /// The client's Parse.
     Define(Rc<[u8]>, Rc<Statement>),
     /// A Close in the place of the client's Parse: the server has the statement.
@@ -31,6 +40,8 @@ pub(super) enum Note {
     DefineTwice(Rc<[u8]>, Rc<Statement>),
     /// The client's Close.
     Undefine(Rc<[u8]>),
+    /// The client's DEALLOCATE of a name, as one of ours.
+    Deallocate(Rc<[u8]>, Fingerprint),
     /// The client's Bind or Describe, by the name it used.
     Use(Rc<[u8]>, Rc<Statement>),
     /// The client used a name of ours.
@@ -46,6 +57,8 @@ pub enum Show {
     Pass,
     /// Nothing.
     Swallow,
+    /// Nothing, and its body goes to [`OnServer::described`].
+    Collect,
     /// This instead.
     Instead(&'static [u8]),
 }
@@ -69,7 +82,7 @@ impl OnServer {
 
     /// The same on the other side.
     pub fn from_cache(cache: Cache) -> Self {
-        Self { cache, notes: VecDeque::new() }
+        Self { cache, ..Self::default() }
     }
 
     /// What it has prepared.
@@ -80,6 +93,35 @@ impl OnServer {
     /// Messages in flight about which something is remembered.
     pub fn in_flight(&self) -> usize {
         self.notes.len()
+    }
+
+    /// The next answer is to a Describe of ours.
+    fn describes(&self) -> bool {
+        matches!(self.notes.front(), Some(Note::Learn(..)))
+    }
+
+    /// The whole body of a message that was to be collected.
+    pub fn described(&mut self, tag: u8, body: &[u8], names: Option<&mut Names>) {
+        if tag == tag::PARAMETER_DESCRIPTION {
+            self.parameters = body.to_vec();
+            return;
+        }
+        let shape =
+            Shape::of(&std::mem::take(&mut self.parameters), (tag == tag::ROW_DESCRIPTION).then_some(body));
+        if let Some(Note::Learn(statement, name)) = self.notes.pop_front() {
+            self.learned = true;
+            self.cache.describe_ended(&statement.fingerprint, Some(shape));
+            statement.shape.set(Some(shape));
+            if let (Some(names), Some(name)) = (names, name) {
+                names.tell(&name, Some(shape));
+            }
+        }
+    }
+
+    /// Whether a description has come to its end since this was asked last.
+    #[inline]
+    pub fn take_learned(&mut self) -> bool {
+        std::mem::take(&mut self.learned)
     }
 
     /// A noted message was answered. `names` are those of the client that sent it, if it is still there.
@@ -108,7 +150,9 @@ impl OnServer {
     #[inline]
     pub fn received(&mut self, receipt: Receipt, names: Option<&mut Names>) -> (Show, Option<Edit>) {
         match receipt {
-            Receipt::Plain | Receipt::Noted { done: false } => (Show::Pass, None),
+            Receipt::Plain => (Show::Pass, None),
+            Receipt::Noted { .. } if self.describes() => (Show::Collect, None),
+            Receipt::Noted { done: false } => (Show::Pass, None),
             Receipt::Noted { done: true } => (self.answered(names), None),
             Receipt::Struck { noted, failed } => (Show::Pass, self.struck(noted, failed, names)),
         }
@@ -118,6 +162,11 @@ impl OnServer {
         match note {
             Note::Close(fingerprint) => self.cache.close_ended(&fingerprint, done),
             Note::Parse(fingerprint) => self.cache.parse_ended(&fingerprint, done),
+            // Answered it is by `described`.
+            Note::Learn(statement, _) => {
+                self.learned = true;
+                self.cache.describe_ended(&statement.fingerprint, None);
+            }
             Note::Define(name, statement) => {
                 self.cache.parse_ended(&statement.fingerprint, done);
                 if let Some(names) = names {
@@ -130,6 +179,13 @@ impl OnServer {
                 }
             }
             Note::Undefine(name) => {
+                if let Some(names) = names {
+                    names.ended(&name, None, done);
+                }
+            }
+            Note::Deallocate(name, fingerprint) => {
+                self.expected = done;
+                self.cache.close_ended(&fingerprint, done);
                 if let Some(names) = names {
                     names.ended(&name, None, done);
                 }
@@ -152,9 +208,13 @@ impl OnServer {
     fn deallocated(&mut self, body: &[u8], length: usize, names: Option<&mut Names>) {
         match body {
             b"DEALLOCATE ALL\0" | b"DISCARD ALL\0" => self.cache.clear(),
+            b"DEALLOCATE\0" if std::mem::take(&mut self.expected) => return,
             b"DEALLOCATE\0" => return self.cache.doubt_all(),
             // It is not whole, and may be any of them.
-            _ if body.len() < length => self.cache.doubt_all(),
+            _ if body.len() < length => {
+                self.expected = false;
+                self.cache.doubt_all();
+            }
             _ => return,
         }
         if let Some(names) = names {
@@ -171,33 +231,36 @@ impl Note {
             | Note::Define(name, statement) => Some(Change::Rename(name.clone(), Some(statement.clone()))),
             Note::UseOfNothing(name) => Some(Change::Rename(name.clone(), None)),
             Note::Refuse(error) => Some(Change::Instead(error.clone())),
-            Note::Close(_) | Note::Parse(_) | Note::DefineKnown(..) | Note::Undefine(_) => None,
+            _ => None,
         }
     }
 }
 
 impl Edit {
     /// The ErrorResponse that the client gets, made of the body of the server's.
-    pub fn apply(self, body: &[u8], server: &mut OnServer, statements: &mut Statements) -> Bytes {
-        match self.0 {
-            Change::Instead(error) => error,
-            Change::Rename(name, Some(statement)) => {
-                if spoils(body) {
-                    server.cache.doubt(&statement.fingerprint);
-                    statements.expire(&statement);
-                }
-                renamed(body, &statement.fingerprint.name(), &name)
+    pub fn apply(self, body: &[u8], server: &mut OnServer, names: Option<&mut Names>) -> Bytes {
+        let (name, statement) = match self.0 {
+            Change::Instead(error) => return error,
+            Change::Rename(name, None) => return renamed(body, super::statements::NOTHING, &name),
+            Change::Rename(name, Some(statement)) => (name, statement),
+        };
+        let has = |field: &[u8]| body.split(|&byte| byte == 0).any(|each| each == field);
+        if has(CHANGED) {
+            // The client knows now; other servers, and other clients, will have to see.
+            server.cache.doubt(&statement.fingerprint);
+            statement.shape.set(None);
+            if let Some(names) = names {
+                names.tell(&name, None);
             }
-            Change::Rename(name, None) => renamed(body, super::statements::NOTHING, &name),
+        } else if has(b"C26000") {
+            server.cache.doubt(&statement.fingerprint);
         }
+        renamed(body, &statement.fingerprint.name(), &name)
     }
 }
 
-/// An error after which a statement has to be prepared anew: its result has another type than before (0A000), or it is
-/// not there (26000).
-fn spoils(body: &[u8]) -> bool {
-    body.split(|&byte| byte == 0).any(|field| matches!(field, b"C0A000" | b"C26000"))
-}
+/// Where PostgreSQL finds that a plan's result has changed: the one 0A000 that says so.
+const CHANGED: &[u8] = b"RRevalidateCachedQuery";
 
 /// An ErrorResponse of `body`, with `to` wherever it says `from`.
 fn renamed(body: &[u8], from: &[u8], to: &[u8]) -> Bytes {
@@ -219,6 +282,7 @@ const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
 
 #[cfg(test)]
 mod tests {
+    use super::super::Statements;
     use super::*;
 
     #[test]
@@ -226,7 +290,6 @@ mod tests {
         let message = renamed(b"C26000\0Mstatement \"pgpinion_12\" is not\0\0", b"pgpinion_12", b"mine");
         assert_eq!(&message[..], b"E\0\0\0\x25C26000\0Mstatement \"mine\" is not\0\0".as_slice());
         assert_eq!(message.len(), usize::from(message[4]) + 1);
-        assert!(spoils(b"SERROR\0C0A000\0Mx\0\0") && !spoils(b"SERROR\0C22P02\0MC26000\0\0"));
     }
 
     #[test]
@@ -248,6 +311,8 @@ mod tests {
             let mut server = OnServer::default();
             server.cache.parse_sent(&statement, 0);
             server.cache.parse_ended(&statement.fingerprint, true);
+            statement.shape.set(Some(Shape::of(b"", None)));
+            server.cache.describe_ended(&statement.fingerprint, statement.shape.get());
             server.completed(body, *length, None);
             assert_eq!(server.cache.touch(&statement, 1), *kept, "{}", String::from_utf8_lossy(body));
         }

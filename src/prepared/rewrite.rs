@@ -1,6 +1,7 @@
 //! What goes to the server for a client's message about a statement.
 
-use super::names::Meaning;
+use super::deallocate;
+use super::names::{Known, Meaning};
 use super::notes::Note;
 use super::statements::{NAME_BYTES, NOTHING, PREFIX};
 use super::{Fingerprint, Names, OnServer, Statement, Statements};
@@ -11,7 +12,7 @@ use crate::server::Owed;
 use crate::wire::frame::HEADER_BYTES;
 use crate::wire::frontend::tag;
 use crate::wire::{Refusal, SqlState};
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use std::rc::Rc;
 
 /// A client and its server, while the client's messages are taken through.
@@ -60,7 +61,38 @@ impl Exchange<'_> {
                 Verdict::Incomplete(HEADER_BYTES + length)
             }
             (tag::DESCRIBE | tag::CLOSE, _) => self.look_at_name(tag, body, owed),
+            (tag::QUERY, [b'D' | b'd', ..]) if length <= DEALLOCATE_BYTES_MAX => {
+                self.look_at_query(body, length, owed)
+            }
             _ => Verdict::Pass,
+        }
+    }
+
+    /// A query that may deallocate a statement by its name.
+    fn look_at_query(&mut self, body: &[u8], length: usize, owed: &mut Owed) -> Verdict {
+        if self.names.is_none() || self.is_skipped(owed) {
+            return Verdict::Pass;
+        }
+        if body.len() < length {
+            return Verdict::Incomplete(HEADER_BYTES + length);
+        }
+        let Some(name) = deallocate::name(body) else { return Verdict::Pass };
+        match self.meaning(&name, owed) {
+            Meaning::Unknown => Verdict::Pass,
+            Meaning::Uncertain => Verdict::Stalled,
+            Meaning::Known(..) => {
+                let empty = self.statements.intern(EMPTY);
+                self.prepare(&empty, owed);
+                let kept = self.names.get_or_insert_default().sent(&name, None, owed.group());
+                let server_name = empty.fingerprint.name();
+                put_header(self.out, tag::QUERY, DEALLOCATE.len() + NAME_BYTES + 1);
+                self.out.put_slice(DEALLOCATE);
+                self.out.put_slice(&server_name);
+                self.out.put_u8(0);
+                self.server.cache.close_sent(&empty.fingerprint);
+                self.note(tag::QUERY, Note::Deallocate(kept, empty.fingerprint), owed);
+                Verdict::Rewritten(length)
+            }
         }
     }
 
@@ -84,7 +116,9 @@ impl Exchange<'_> {
         }
         match self.meaning(name, owed) {
             Meaning::Uncertain => Verdict::Stalled,
-            Meaning::Known(kept, _, false) => self.define_twice(named(kept, name), rest, length, owed),
+            Meaning::Known(Known { name: kept, released: false, .. }) => {
+                self.define_twice(named(kept, name), rest, length, owed)
+            }
             Meaning::Known(..) | Meaning::Unknown => self.define(name, rest, length, owed),
         }
     }
@@ -145,22 +179,29 @@ impl Exchange<'_> {
         (read, length): (usize, usize),
         owed: &mut Owed,
     ) -> Verdict {
-        let (note, statement) = match self.meaning(name, owed) {
+        let known = match self.meaning(name, owed) {
             Meaning::Uncertain => return Verdict::Stalled,
-            Meaning::Known(kept, statement, _) => {
-                (Note::Use(named(kept, name), statement.clone()), Some(statement))
-            }
-            Meaning::Unknown if name.starts_with(PREFIX) => (Note::UseOfNothing(name.into()), None),
+            Meaning::Known(known) => Some(known),
+            Meaning::Unknown if name.starts_with(PREFIX) => None,
             Meaning::Unknown => return Verdict::Pass,
         };
         if length + NAME_BYTES + HEADER_BYTES > MESSAGE_BYTES_MAX as usize {
             return Verdict::Refused(bind_too_long());
         }
-        let there = statement.as_ref().is_none_or(|each| self.server.cache.touch(each, owed.group()));
-        if let (Some(statement), false) = (&statement, there) {
-            self.prepare(statement, owed);
-        }
-        let server_name = statement.as_ref().map(|statement| statement.fingerprint.name());
+        let (note, server_name) = match known {
+            Some(Known { name: kept, statement, told, .. }) => {
+                if !self.server.cache.touch(&statement, owed.group()) {
+                    return self.prepare_and_learn(&statement, owed);
+                }
+                if told.is_some() && told != statement.shape.get() {
+                    self.names.get_or_insert_default().tell(&kept, statement.shape.get());
+                    return self.refuse_with(length, owed, Bytes::from_static(CHANGED));
+                }
+                let server_name = statement.fingerprint.name();
+                (Note::Use(named(kept, name), statement), Some(server_name))
+            }
+            None => (Note::UseOfNothing(name.into()), None),
+        };
         let server_name = server_name.as_ref().map_or(NOTHING, |name| name.as_slice());
         let names = match tag {
             tag::BIND => portal.len() + 1 + server_name.len() + 1,
@@ -197,7 +238,8 @@ impl Exchange<'_> {
             self.make_way(&statement, owed);
             put_parse(self.out, &statement);
             self.server.cache.parse_sent(&statement, group);
-            self.note(tag::PARSE, Note::Define(kept, statement), owed);
+            self.note(tag::PARSE, Note::Define(kept.clone(), statement.clone()), owed);
+            self.learn(statement, Some(kept), owed);
         }
         Verdict::Rewritten(length)
     }
@@ -211,6 +253,24 @@ impl Exchange<'_> {
         put_parse_as(self.out, &empty, rest);
         self.note(tag::PARSE, Note::DefineTwice(name, empty), owed);
         Verdict::Rewritten(length)
+    }
+
+    /// The server does not have what the client uses. Before it does, we must know that it is still what the client knows:
+    /// tables may have changed, and PostgreSQL refuses to run a statement whose result has other columns than before.
+    fn prepare_and_learn(&mut self, statement: &Rc<Statement>, owed: &mut Owed) -> Verdict {
+        if !self.server.cache.is_described(statement) {
+            self.prepare(statement, owed);
+            self.learn(statement.clone(), None, owed);
+            put_header(self.out, tag::FLUSH, 0);
+        }
+        Verdict::Stalled
+    }
+
+    /// A Describe of ours, behind a Parse.
+    fn learn(&mut self, statement: Rc<Statement>, name: Option<Rc<[u8]>>, owed: &mut Owed) {
+        put_describe(self.out, &statement.fingerprint.name());
+        self.server.cache.describe_sent(&statement.fingerprint);
+        self.note(tag::DESCRIBE, Note::Learn(statement, name), owed);
     }
 
     /// A Parse of ours, in front of what needs it.
@@ -238,12 +298,16 @@ impl Exchange<'_> {
     /// A message that fails takes the place of one that we refuse: so the error comes in its turn, and PostgreSQL skips
     /// what follows.
     fn refuse(&mut self, length: usize, owed: &mut Owed, refusal: Refusal) -> Verdict {
+        self.refuse_with(length, owed, refusal.to_error())
+    }
+
+    fn refuse_with(&mut self, length: usize, owed: &mut Owed, error: Bytes) -> Verdict {
         put_header(self.out, tag::BIND, NOTHING.len() + 8);
         self.out.put_u8(0);
         self.out.put_slice(NOTHING);
         // The end of the name; no formats, no parameters, no formats of results.
         self.out.put_slice(&[0; 7]);
-        self.note(tag::BIND, Note::Refuse(refusal.to_error()), owed);
+        self.note(tag::BIND, Note::Refuse(error), owed);
         Verdict::Rewritten(length)
     }
 
@@ -270,6 +334,11 @@ impl Exchange<'_> {
         owed.awaits_sync() || owed.takes_copy_data()
     }
 }
+
+const DEALLOCATE: &[u8] = b"deallocate ";
+
+/// The longest query that is looked at for it: two keywords and a name of up to 63 bytes.
+const DEALLOCATE_BYTES_MAX: usize = 128;
 
 /// A statement without text and parameters.
 const EMPTY: &[u8] = &[0; 3];
@@ -298,7 +367,16 @@ fn put_header(out: &mut BytesMut, tag: u8, body: usize) {
 }
 
 fn put_close(out: &mut BytesMut, name: &[u8]) {
-    put_header(out, tag::CLOSE, name.len() + 2);
+    put_target(out, tag::CLOSE, name);
+}
+
+fn put_describe(out: &mut BytesMut, name: &[u8]) {
+    put_target(out, tag::DESCRIBE, name);
+}
+
+/// A Describe or Close of a statement.
+fn put_target(out: &mut BytesMut, tag: u8, name: &[u8]) {
+    put_header(out, tag, name.len() + 2);
     out.put_u8(b'S');
     out.put_slice(name);
     out.put_u8(0);
@@ -316,6 +394,11 @@ fn put_parse_as(out: &mut BytesMut, statement: &Statement, rest: &[u8]) {
     out.put_u8(0);
     out.put_slice(rest);
 }
+
+/// In PostgreSQL's words. Drivers know it by the routine, and prepare the statement anew.
+const CHANGED: &[u8] = b"E\0\0\0\x6cSERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0\
+    Fplancache.c\0L718\0RRevalidateCachedQuery\0\0";
+const _: () = assert!(CHANGED.len() == 0x6c + 1);
 
 fn statement_too_long() -> Refusal {
     let text = format!("a named prepared statement may have {STATEMENT_BYTES_MAX} bytes");

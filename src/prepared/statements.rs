@@ -3,7 +3,8 @@
 use hashbrown::HashMap;
 use sha2::{Digest, Sha256};
 use std::cell::Cell;
-use std::rc::{Rc, Weak};
+use std::hash::{DefaultHasher, Hasher};
+use std::rc::Rc;
 
 /// 160 bits of the SHA-256 of a statement's text and parameter types. The same on every shard, so that a server
 /// connection that changes shards keeps what it has prepared. Nobody can make two texts with the same one (that takes
@@ -17,17 +18,23 @@ pub struct Statement {
     pub(super) fingerprint: Fingerprint,
     /// The text, terminated, and the types of parameters as sent.
     pub(super) body: Box<[u8]>,
-    /// Changes when its plans can no longer be trusted, on whatever server.
-    pub(super) epoch: Cell<u32>,
+    /// As the server described it that prepared it last; unknown, no server is trusted to have it as it is now.
+    pub(super) shape: Cell<Option<Shape>>,
 }
 
-/// All statements that clients of a shard have prepared.
+/// The types of a statement's parameters, and the names and types of its result: what a client that prepared it counts
+/// on. The same on every shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape(u64);
+
+/// All statements that clients of a shard have prepared, and some that they had: who connects for each query, or gives up
+/// a statement and prepares it again, finds it as it was left.
 #[derive(Debug, Default)]
 pub struct Statements {
-    by_fingerprint: HashMap<Fingerprint, Weak<Statement>>,
-    /// Sweep up what nobody has any more when there are so many.
+    by_fingerprint: HashMap<Fingerprint, Rc<Statement>>,
+    bytes: usize,
+    /// What nobody has any more is swept up when there is so much.
     sweep_at: usize,
-    epoch: u32,
 }
 
 impl Fingerprint {
@@ -55,23 +62,27 @@ impl Statements {
     /// The statement of the body of a Parse behind the name.
     pub fn intern(&mut self, body: &[u8]) -> Rc<Statement> {
         let fingerprint = Fingerprint::of(body);
-        if let Some(statement) = self.by_fingerprint.get(&fingerprint).and_then(Weak::upgrade) {
-            return statement;
+        if let Some(statement) = self.by_fingerprint.get(&fingerprint) {
+            return statement.clone();
         }
-        if self.by_fingerprint.len() >= self.sweep_at.max(SWEEP_MIN) {
-            self.by_fingerprint.retain(|_, statement| statement.strong_count() > 0);
-            self.sweep_at = self.by_fingerprint.len() * 2;
+        self.bytes += body.len() + ENTRY_BYTES;
+        if self.bytes > self.sweep_at.max(SWEEP_BYTES_MIN) {
+            self.sweep();
         }
-        let epoch = Cell::new(self.epoch);
-        let statement = Rc::new(Statement { fingerprint, body: body.into(), epoch });
-        self.by_fingerprint.insert(fingerprint, Rc::downgrade(&statement));
+        let statement = Rc::new(Statement { fingerprint, body: body.into(), shape: Cell::new(None) });
+        self.by_fingerprint.insert(fingerprint, statement.clone());
         statement
     }
 
-    /// What servers have prepared of this is of no use any more.
-    pub(super) fn expire(&mut self, statement: &Statement) {
-        self.epoch = self.epoch.wrapping_add(1);
-        statement.epoch.set(self.epoch);
+    fn sweep(&mut self) {
+        let mut freed = 0;
+        self.by_fingerprint.retain(|_, statement| {
+            let goes = Rc::strong_count(statement) == 1;
+            freed += if goes { statement.body.len() + ENTRY_BYTES } else { 0 };
+            !goes
+        });
+        self.bytes -= freed;
+        self.sweep_at = self.bytes * 2;
     }
 
     /// Entries, those included that nobody uses and that were not swept up yet.
@@ -82,6 +93,25 @@ impl Statements {
     /// No entry at all.
     pub fn is_empty(&self) -> bool {
         self.by_fingerprint.is_empty()
+    }
+}
+
+impl Shape {
+    /// Of the bodies of a ParameterDescription and of a RowDescription, which is missing if there is no result. Where
+    /// columns come from does not matter to anybody, and changes when a table is made anew.
+    pub(super) fn of(parameters: &[u8], row: Option<&[u8]>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(parameters);
+        hasher.write_u8(u8::from(row.is_some()));
+        let mut rest = row.and_then(|row| row.get(2..)).unwrap_or_default();
+        while let Some(end) = rest.iter().position(|&byte| byte == 0) {
+            // Name; then table (4), column (2), type (4), length (2), modifier (4), format (2).
+            let field = &rest[end + 1..];
+            hasher.write(&rest[..=end]);
+            hasher.write(field.get(6..16).unwrap_or(field));
+            rest = field.get(18..).unwrap_or_default();
+        }
+        Self(hasher.finish())
     }
 }
 
@@ -99,8 +129,11 @@ const _: () = assert!(NAME_BYTES < 63);
 
 const HEX_DIGITS: &[u8; 16] = b"0123456789abcdef";
 
-/// Dead entries of a few dozen bytes each that do not matter.
-const SWEEP_MIN: usize = 256;
+/// What may be kept that nobody has.
+const SWEEP_BYTES_MIN: usize = 1024 * 1024;
+
+/// An entry of the table and its statement, without the text.
+const ENTRY_BYTES: usize = 128;
 
 #[cfg(test)]
 mod tests {
@@ -123,13 +156,37 @@ mod tests {
     }
 
     #[test]
+    fn a_shape_is_names_and_types() {
+        let row = |name: &str, table: u8, kind: u8| {
+            [
+                &b"\0\x01"[..],
+                name.as_bytes(),
+                &[0, 0, 0, 0, table, 0, 1, 0, 0, 0, kind, 0, 4, 0xff, 0xff, 0xff, 0xff, 0, 0],
+            ]
+            .concat()
+        };
+        let shape = Shape::of(b"\0\0", Some(&row("a", 1, 23)));
+        assert_eq!(shape, Shape::of(b"\0\0", Some(&row("a", 2, 23))), "another table");
+        for other in [
+            row("b", 1, 23),
+            row("a", 1, 25),
+            [row("a", 1, 23), row("a", 1, 23)[2..].to_vec()].concat(),
+            vec![0, 0],
+        ] {
+            assert_ne!(shape, Shape::of(b"\0\0", Some(&other)));
+        }
+        assert_ne!(shape, Shape::of(b"\0\x01\0\0\0\x17", Some(&row("a", 1, 23))));
+        assert_ne!(Shape::of(b"\0\0", None), Shape::of(b"\0\0", Some(b"\0\0")));
+    }
+
+    #[test]
     fn what_nobody_has_is_swept_up() {
         let mut statements = Statements::default();
         let kept = statements.intern(b"kept\0\0\0");
-        for number in 0..10 * SWEEP_MIN {
+        for number in 0..50_000 {
             statements.intern(format!("select {number}\0\0\0").as_bytes());
         }
-        assert!(statements.len() <= SWEEP_MIN, "{}", statements.len());
+        assert!(statements.len() <= SWEEP_BYTES_MIN / ENTRY_BYTES, "{}", statements.len());
         assert!(Rc::ptr_eq(&kept, &statements.intern(b"kept\0\0\0")));
     }
 }

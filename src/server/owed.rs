@@ -202,6 +202,9 @@ impl Owed {
     }
 
     fn completed(&mut self, first: Kind) -> Result<Receipt, Nonsense> {
+        if self.take_note() {
+            return Ok(Receipt::Noted { done: true });
+        }
         let mut noted = 0;
         if matches!(self.copy, Copy::In | Copy::Both) {
             match self.position(Kind::CopyEnd) {
@@ -234,7 +237,10 @@ impl Owed {
         }
         match self.entries.front() {
             // The server will say ReadyForQuery for these in any case.
-            Some(entry) if entry.kind.is_ending() => Receipt::Plain,
+            Some(entry) if entry.kind.is_ending() => match self.take_note() {
+                true => Receipt::Struck { noted: 1, failed: true },
+                false => Receipt::Plain,
+            },
             Some(&Entry { noted: failed, .. }) => {
                 let sync = self.position(Kind::Sync);
                 self.skipping = sync.is_none();
@@ -267,9 +273,10 @@ impl Owed {
         self.strike_stray_copy_ends();
         match self.entries.front() {
             Some(entry) if entry.kind.is_ending() => {
+                let noted = entry.noted;
                 self.pop();
                 self.strike_stray_copy_ends();
-                Ok(Receipt::Plain)
+                Ok(if noted { Receipt::Struck { noted: 1, failed: false } } else { Receipt::Plain })
             }
             _ if self.uncertain > 0 => {
                 self.uncertain -= 1;
@@ -284,6 +291,15 @@ impl Owed {
     fn strike_stray_copy_ends(&mut self) {
         while self.entries.front().is_some_and(|entry| entry.kind == Kind::CopyEnd) {
             self.entries.pop_front();
+        }
+    }
+
+    /// Whether the first entry is a noted query. It is not any more: its outcome is told once.
+    #[inline]
+    fn take_note(&mut self) -> bool {
+        match self.entries.front_mut() {
+            Some(Entry { kind: Kind::Query, noted }) => std::mem::take(noted),
+            _ => false,
         }
     }
 

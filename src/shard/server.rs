@@ -8,7 +8,7 @@ use crate::ledger::Permit;
 use crate::limits::{
     DRAIN_MAX, DRAINED_BYTES_MAX, UNDERSTOOD_BYTES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW,
 };
-use crate::prepared::{Edit, Names, OnServer, Show, Statements};
+use crate::prepared::{Edit, Names, OnServer, Show};
 use crate::server::{Login, Nonsense, Owed};
 use crate::time::Instant;
 use crate::wire::backend::{self, Status, tag};
@@ -34,6 +34,8 @@ pub struct Server {
     pub(super) receiving: bool,
     /// The body of a message that we read ourselves, as far as it has come.
     pub(super) heard: Vec<u8>,
+    /// It describes a statement to us.
+    pub(super) collects: bool,
     /// What is to be changed in the error it is saying.
     pub(super) edit: Option<Edit>,
     /// It said why it ends: its client need not be told again.
@@ -96,6 +98,7 @@ impl Server {
             unsent: 0,
             receiving: false,
             heard: Vec::new(),
+            collects: false,
             edit: None,
             said_goodbye: false,
             opened,
@@ -140,6 +143,20 @@ impl Server {
         let (show, edit) = self.statements.received(receipt, names);
         self.edit = edit;
         Ok(show)
+    }
+
+    pub(super) fn begin_collecting(&mut self) {
+        self.heard.clear();
+        self.collects = true;
+    }
+
+    /// Takes part of a description, whose length is bounded by what a server may say.
+    pub(super) fn collect(&mut self, segment: &Segment, bytes: &[u8], names: Option<&mut Names>) {
+        self.heard.extend_from_slice(segment.body_part(bytes));
+        if segment.ends {
+            self.collects = false;
+            self.statements.described(segment.tag, &std::mem::take(&mut self.heard), names);
+        }
     }
 
     /// Collects the body of a message that we read; `Some` when it is whole. What is above the limit is left out.
@@ -211,9 +228,10 @@ impl Shard {
         while at < bytes.len() {
             let Some(server) = self.servers.get_mut(key) else { return };
             let names = self.clients.get_mut(client).and_then(|client| client.names.as_deref_mut());
-            let answer = read_answer(server, names, &mut self.statements, bytes, &mut at, statement_mode);
+            let answer = read_answer(server, names, bytes, &mut at, statement_mode);
             let settled = server.owed.is_settled();
-            let moves_on = answer.ready || server.owed.copies_in() || server.owed.awaits_sync();
+            let learned = server.statements.take_learned();
+            let moves_on = answer.ready || learned || server.owed.copies_in() || server.owed.awaits_sync();
             self.stats.transactions += u64::from(answer.ready && server.status == Status::Idle);
             if !self.pass_answer(key, client, answer) {
                 return;
@@ -391,7 +409,6 @@ impl Shard {
 fn read_answer(
     server: &mut Server,
     mut names: Option<&mut Names>,
-    statements: &mut Statements,
     bytes: &[u8],
     at: &mut usize,
     statement_mode: bool,
@@ -408,6 +425,7 @@ fn read_answer(
             match server.account(segment.tag, names.as_deref_mut()) {
                 Ok(Show::Pass) => {}
                 Ok(Show::Swallow) => return answer,
+                Ok(Show::Collect) => server.begin_collecting(),
                 Ok(Show::Instead(message)) => {
                     answer.instead = Some(Bytes::from_static(message));
                     return answer;
@@ -420,6 +438,10 @@ fn read_answer(
             if segment.carried > 0 && server.edit.is_none() {
                 answer.kept = kept;
             }
+        }
+        if server.collects {
+            server.collect(&segment, bytes, names);
+            return answer;
         }
         if segment.tag == tag::ERROR_RESPONSE {
             let withheld = server.edit.is_some();
@@ -435,7 +457,7 @@ fn read_answer(
             let report = Report::read(&body);
             answer.goodbye = Some(report).filter(Report::is_fatal).or(answer.goodbye);
             if let Some(edit) = server.edit.take() {
-                answer.instead = Some(edit.apply(&body, &mut server.statements, statements));
+                answer.instead = Some(edit.apply(&body, &mut server.statements, names));
                 return answer;
             }
             continue;

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod crowd;
+mod drivers;
 mod fake_server;
 mod pipelines;
 mod pooler;

@@ -247,6 +247,26 @@ fn scripts() -> Vec<(&'static str, Vec<Frames>)> {
                 new().query("discard all"),
                 new().parse("a", "select 3").sync(),
                 run(new(), "a", &[]).sync(),
+                new().query("deallocate a"),
+                run(new(), "a", &[]).sync(),
+                new().query("deallocate a").query("deallocate nobody"),
+                new()
+                    .parse("a", "select 4")
+                    .sync()
+                    .query("DEALLOCATE PREPARE \"a\";")
+                    .bind("", "a", &[])
+                    .sync(),
+                new()
+                    .parse("a", "select 5")
+                    .sync()
+                    .query("begin; select 1/0")
+                    .query("deallocate a")
+                    .query("rollback"),
+                run(new(), "a", &[]).sync(),
+                new().query("begin").query("deallocate a").query("rollback"),
+                run(new(), "a", &[]).sync(),
+                new().parse("a", "select 6").query("deallocate a").parse("a", "select 7").sync(),
+                run(new(), "a", &[]).sync(),
                 new().query("prepare p as select 1").query("begin").query("deallocate p").query("commit"),
                 run(new(), "a", &[]).sync(),
             ],
