@@ -14,6 +14,7 @@
 //! cancel_key                    where a client that may be cancelled lives
 //! admin                         the console: commands and their answers
 //! server session pool ledger    machines: what a server owes, what a client's bytes mean, who waits, permits
+//! prepared                      named statements that follow a client from server to server
 //! mail                          what one shard writes to another: moving connections, inquiries
 //! shard                         the whole state of one core: events in, effects out
 //! -- from here on there is a kernel --
@@ -68,6 +69,7 @@ pub mod mail;
 pub mod metrics;
 pub mod parameters;
 pub mod pool;
+pub mod prepared;
 pub mod random;
 #[cfg(feature = "runtime")]
 pub mod ring;

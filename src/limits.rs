@@ -61,3 +61,12 @@ pub const DIAL_BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// SCRAM iterations we compute at a server's wish (PostgreSQL's default is 4,096). More is an attack on our CPU.
 pub const SCRAM_ITERATIONS_MAX: u32 = 1_000_000;
+
+/// A named prepared statement that is kept for a client: it is collected whole. JDBC's and Rails' are far below.
+pub const STATEMENT_BYTES_MAX: usize = 1024 * 1024;
+
+/// What a client's named prepared statements may hold, with a fixed part for each. JDBC keeps 256 or 5 MiB of them.
+pub const PREPARED_BYTES_PER_CLIENT_MAX: usize = 8 * 1024 * 1024;
+
+/// The names of portal and statement in a Bind: PostgreSQL looks at 63 bytes of each.
+pub const STATEMENT_NAMES_BYTES_MAX: usize = 32 * 1024;

@@ -12,6 +12,7 @@ use crate::ledger::{Order, Permit, Request};
 use crate::limits::CANCELS_ABROAD_MAX;
 use crate::metrics::ShardReport;
 use crate::parameters::Values;
+use crate::prepared::Cache;
 use crate::server::Parameters;
 use crate::time::Instant;
 use bytes::Bytes;
@@ -74,6 +75,8 @@ pub struct MovedServer {
     pub idle_until: Instant,
     /// Whom it served last.
     pub last_session: Option<SessionId>,
+    /// What it has prepared.
+    pub prepared: Cache,
     /// What a cancel request needs.
     pub key: Option<(u32, Bytes)>,
     /// What its session's parameters are.

@@ -4,10 +4,12 @@
 //! enters everything that goes there in the server's account ([`Session::pass`]).
 
 use crate::limits::COLLECTED_BYTES_MAX;
+use crate::prepared::{Exchange, Verdict};
 use crate::server::Owed;
 use crate::wire::frame::HEADER_BYTES;
 use crate::wire::frontend::{longest, tag};
-use crate::wire::{Framer, Kept, Refusal, SqlState};
+use crate::wire::{Framer, Kept, Refusal, Segment, SqlState};
+use bytes::BytesMut;
 use std::ops::Range;
 
 /// The client's stream.
@@ -18,6 +20,33 @@ pub struct Session {
     dropping: u32,
     /// A batch was cancelled before it got a server: what comes is dropped up to its Sync.
     skipping: bool,
+    /// The rest of the current body is not passed on: something else went in its place.
+    replaced: bool,
+}
+
+/// How far the bytes at hand have been gone through: start with the default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Framed up to here.
+    at: usize,
+    /// Passed on or replaced up to here when something was replaced last.
+    passed: usize,
+}
+
+/// What a session passes its messages to.
+pub struct Link<'a> {
+    /// The server's account.
+    pub owed: &'a mut Owed,
+    /// Named statements, if they follow the client from server to server.
+    pub prepared: Option<Exchange<'a>>,
+}
+
+impl Link<'_> {
+    /// What was written in the place of messages and not taken away.
+    #[inline]
+    pub fn rewritten(&mut self) -> Option<&mut BytesMut> {
+        self.prepared.as_mut().map(|exchange| &mut *exchange.out)
+    }
 }
 
 /// What the bytes of a client without a server amount to.
@@ -36,16 +65,40 @@ pub enum Opening {
 }
 
 /// What may go to the linked server.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Passage {
     /// This goes first: it came with earlier bytes.
     pub kept: Kept,
     /// Then this range of the bytes at hand.
     pub range: Range<usize>,
+    /// Then what was appended to [`Exchange::out`], and there is more to pass.
+    pub rewritten: bool,
+    /// What is not passed on yet, and is to be passed again, with what follows it.
+    pub held: Option<Held>,
     /// Whole or partial queries begun, for the statistics.
     pub queries: u32,
     /// Why nothing that follows is passed on.
     pub end: Option<End>,
+}
+
+/// The beginning of a message that cannot be passed on yet.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Held {
+    /// What came of it with earlier bytes.
+    pub kept: Kept,
+    /// Where it begins in the bytes at hand.
+    pub from: usize,
+    /// What it waits for.
+    pub until: Until,
+}
+
+/// What has to happen before a message can be passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// So many bytes of it are there.
+    Bytes(usize),
+    /// The server has answered what it was asked.
+    Answers,
 }
 
 /// The end of a session that its client brought about.
@@ -111,38 +164,81 @@ impl Session {
         true
     }
 
-    /// Goes through bytes of a client that has a server, and enters its messages in the server's account.
+    /// Goes through bytes of a client that has a server from where `progress` says, and enters its messages in the
+    /// server's account. To be called again while it says [`Passage::rewritten`].
     #[inline]
-    pub fn pass(&mut self, bytes: &[u8], owed: &mut Owed) -> Passage {
-        let mut at = 0;
-        let mut passage = Passage { kept: Kept::default(), range: 0..0, queries: 0, end: None };
+    pub fn pass(&mut self, bytes: &[u8], progress: &mut Progress, link: &mut Link<'_>) -> Passage {
+        let mut passage = Passage { range: progress.passed..progress.at, ..Passage::default() };
         let kept = self.framer.kept();
         loop {
-            match self.framer.next(bytes, &mut at, longest) {
-                Ok(Some(segment)) => {
-                    if segment.begins {
-                        if segment.tag == tag::TERMINATE {
-                            passage.end = Some(End::Terminate);
-                            return passage;
-                        }
-                        if segment.carried > 0 {
-                            passage.kept = kept;
-                        }
-                        if matches!(segment.tag, tag::QUERY | tag::EXECUTE) {
-                            passage.queries += 1;
-                        }
-                        owed.sent(segment.tag);
-                    }
-                    passage.range.end = segment.range.end;
-                }
+            let segment = match self.framer.next(bytes, &mut progress.at, longest) {
+                Ok(Some(segment)) => segment,
                 Ok(None) => return passage,
                 Err(error) => {
                     let refusal = check(error.tag, error.length).err();
                     passage.end = Some(End::Broken(refusal.unwrap_or_else(|| broken(error.to_string()))));
                     return passage;
                 }
+            };
+            if segment.begins {
+                if segment.tag == tag::TERMINATE {
+                    passage.end = Some(End::Terminate);
+                    return passage;
+                }
+                if let Some(exchange) = &mut link.prepared
+                    && is_about_statements(segment.tag)
+                {
+                    let body = segment.body_part(bytes);
+                    let verdict = exchange.look(segment.tag, body, segment.body as usize, link.owed);
+                    if verdict != Verdict::Pass {
+                        self.follow(verdict, &segment, kept, progress, &mut passage);
+                        return passage;
+                    }
+                }
+                if segment.carried > 0 {
+                    passage.kept = kept;
+                }
+                if matches!(segment.tag, tag::QUERY | tag::EXECUTE) {
+                    passage.queries += 1;
+                }
+                link.owed.sent(segment.tag);
+            } else if self.replaced {
+                self.replaced = !segment.ends;
+                passage.range.start = segment.range.end;
             }
+            passage.range.end = segment.range.end;
         }
+    }
+
+    /// Does what is to be done with a message that does not pass as it is.
+    fn follow(
+        &mut self,
+        verdict: Verdict,
+        segment: &Segment,
+        kept: Kept,
+        progress: &mut Progress,
+        passage: &mut Passage,
+    ) {
+        let until = match verdict {
+            Verdict::Pass => return,
+            Verdict::Rewritten(bytes) => {
+                passage.rewritten = true;
+                passage.queries += u32::from(segment.tag == tag::QUERY);
+                let body_from = segment.range.start + HEADER_BYTES - segment.carried;
+                self.replaced = body_from + bytes > segment.range.end;
+                progress.passed = (body_from + bytes).min(segment.range.end);
+                return;
+            }
+            Verdict::Refused(refusal) => {
+                passage.end = Some(End::Broken(refusal));
+                return;
+            }
+            Verdict::Incomplete(bytes) => Until::Bytes(bytes),
+            Verdict::Stalled => Until::Answers,
+        };
+        self.framer = Framer::default();
+        let kept = if segment.carried > 0 { kept } else { Kept::default() };
+        passage.held = Some(Held { kept, from: segment.range.start, until });
     }
 
     /// Part of a message's body has been passed on and the rest has not come.
@@ -155,6 +251,12 @@ impl Session {
     pub fn take_kept(&mut self) -> Kept {
         self.framer.take_kept()
     }
+}
+
+/// These may name a prepared statement; a Query rarely does.
+#[inline]
+fn is_about_statements(tag: u8) -> bool {
+    matches!(tag, tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE | tag::QUERY)
 }
 
 fn check(tag: u8, length: u32) -> Result<(), Refusal> {
@@ -181,6 +283,10 @@ mod tests {
         bytes.extend((body.len() as u32 + 4).to_be_bytes());
         bytes.extend(body);
         bytes
+    }
+
+    fn pass(session: &mut Session, bytes: &[u8], owed: &mut Owed) -> Passage {
+        session.pass(bytes, &mut Progress::default(), &mut Link { owed, prepared: None })
     }
 
     #[test]
@@ -260,7 +366,7 @@ mod tests {
             bytes.extend(length.to_be_bytes());
             let Opening::Broken(refusal) = Session::default().opening(&bytes) else { panic!("{tag}") };
             assert_eq!(refusal.code, SqlState::PROTOCOL_VIOLATION);
-            let passage = Session::default().pass(&bytes, &mut Owed::default());
+            let passage = pass(&mut Session::default(), &bytes, &mut Owed::default());
             assert_eq!(passage.end, Some(End::Broken(refusal)));
         }
     }
@@ -273,7 +379,7 @@ mod tests {
             let mut owed = Owed::default();
             let mut passed: Vec<u8> = Vec::new();
             for piece in [&stream[..cut], &stream[cut..]] {
-                let passage = session.pass(piece, &mut owed);
+                let passage = pass(&mut session, piece, &mut owed);
                 passed.extend_from_slice(passage.kept.as_slice());
                 passed.extend_from_slice(&piece[passage.range]);
             }
@@ -285,10 +391,10 @@ mod tests {
     #[test]
     fn what_stands_before_a_goodbye_passes() {
         let stream = [message(b'Q', b"x\0"), message(b'X', b""), message(b'Q', b"y\0")].concat();
-        let passage = Session::default().pass(&stream, &mut Owed::default());
+        let passage = pass(&mut Session::default(), &stream, &mut Owed::default());
         assert_eq!(
             passage,
-            Passage { kept: Kept::default(), range: 0..7, queries: 1, end: Some(End::Terminate) }
+            Passage { range: 0..7, queries: 1, end: Some(End::Terminate), ..Passage::default() }
         );
     }
 }

@@ -20,13 +20,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // Machines.
     ("config", &["log_line"]),
     ("server", &["wire", "limits"]),
-    ("session", &["wire", "limits", "server"]),
+    ("prepared", &["wire", "limits", "server"]),
+    ("session", &["wire", "limits", "prepared", "server"]),
     ("cancel_key", &["ids"]),
     ("parameters", &["wire"]),
     ("pool", &[]),
     ("admin", &["config", "ids", "metrics", "wire"]),
     ("ledger", &["ids", "limits", "random", "time"]),
-    ("mail", &["ids", "ledger", "limits", "metrics", "parameters", "server", "time"]),
+    ("mail", &["ids", "ledger", "limits", "metrics", "parameters", "prepared", "server", "time"]),
     // One core, pure.
     (
         "shard",
@@ -42,6 +43,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "metrics",
             "parameters",
             "pool",
+            "prepared",
             "random",
             "server",
             "session",
@@ -63,7 +65,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("arguments", &["config"]),
-    ("fuzzing", &["server", "session", "wire"]),
+    ("fuzzing", &["prepared", "server", "session", "wire"]),
     ("main", &["arguments", "config", "control", "engine"]),
 ];
 
@@ -87,6 +89,7 @@ const PURE: &[&str] = &[
     "ledger",
     "mail",
     "shard",
+    "prepared",
 ];
 
 fn source() -> PathBuf {

@@ -337,6 +337,7 @@ fn blank() -> Config {
         listen: Vec::new(),
         pool_mode: PoolMode::Session,
         max_client_conn: 0,
+        max_prepared_statements: 0,
         default_pool_size: None,
         hand_over: false,
         steering: false,

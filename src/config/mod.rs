@@ -47,6 +47,9 @@ pub struct Config {
     pub pool_mode: PoolMode,
     /// Clients at the same time, over all shards.
     pub max_client_conn: usize,
+    /// Named prepared statements that a server connection keeps in transaction and statement pooling; 0 leaves them to
+    /// the client, who then has to find the server again that it prepared them on.
+    pub max_prepared_statements: usize,
     /// Connections that a route without a ceiling of its own can have at most; `None` for as many as the endpoint has.
     pub default_pool_size: Option<usize>,
     /// Whether idle server connections go to the shard where they are wanted.

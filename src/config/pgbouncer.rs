@@ -120,10 +120,7 @@ const GENERAL: Answers = &[
         "not in this version; PostgreSQL's own timeouts (statement_timeout, transaction_timeout) hold through the pooler",
     ),
     (&["application_name_add_host"], "not in this version; remove the line"),
-    (
-        &["max_prepared_statements", "max_packet_size", "disable_pqexec"],
-        "not in this version; remove the line",
-    ),
+    (&["max_packet_size", "disable_pqexec"], "not in this version; remove the line"),
     (
         &["resolv_conf", "dns_zone_check_period"],
         "names are resolved by the system's resolver; remove the line",

@@ -25,6 +25,7 @@ impl Config {
     /// What is new does not go together with what stays: nothing may change.
     pub fn reload(&self, new: &Config) -> Result<Reloaded, String> {
         let config = Config {
+            max_prepared_statements: new.max_prepared_statements,
             default_pool_size: new.default_pool_size,
             hand_over: new.hand_over,
             steering: new.steering,

@@ -133,6 +133,15 @@ pub(super) const GENERAL: &[General] = &[
     )
     .within(1, CLIENTS_MAX),
     General::new(
+        "max_prepared_statements",
+        "200",
+        "statements, 0 = off",
+        |c| &mut c.max_prepared_statements,
+        "named prepared statements kept on each server connection in transaction and statement pooling",
+    )
+    .within(0, STATEMENTS_MAX)
+    .live(),
+    General::new(
         "default_pool_size",
         "0",
         "connections, 0 = as many as the endpoint has",
@@ -539,6 +548,9 @@ pub(super) struct CoreSection {
 
 /// Each client is a descriptor; Linux allows 2^30 at most (`fs.nr_open`), and no host has memory for a tenth of it.
 const CLIENTS_MAX: u64 = 10_000_000;
+
+/// Beyond this PostgreSQL's own memory for plans is the matter.
+const STATEMENTS_MAX: u64 = 100_000;
 
 /// PostgreSQL's own bound of `max_connections` (`MAX_BACKENDS`, 2^18 - 1).
 const CONNECTIONS_MAX: u64 = 262_143;

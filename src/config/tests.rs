@@ -603,6 +603,7 @@ fn a_reload_applies_what_the_table_calls_live_and_names_the_rest() {
 }
 
 const OTHER_VALUES: &[&str] = &[
+    "max_prepared_statements = 0",
     "listen = [\"127.0.0.1:1\"]",
     "pool_mode = \"session\"",
     "max_client_conn = 5",

@@ -6,7 +6,7 @@ mod login;
 mod owed;
 
 pub use login::{Credentials, Login, LoginError, LoginStep, ScramResult, ScramWork};
-pub use owed::{Nonsense, Owed};
+pub use owed::{Nonsense, Owed, Receipt};
 
 use std::sync::Arc;
 

@@ -19,7 +19,14 @@ use std::fmt;
 
 /// A message sent that has its own answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Entry {
+struct Entry {
+    kind: Kind,
+    /// Whoever sent it keeps a note about it, and wants to know what became of it.
+    noted: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
     Query,
     Function,
     Sync,
@@ -39,6 +46,25 @@ enum Copy {
     In,
     Out,
     Both,
+}
+
+/// What a message of the server means for those entries that somebody keeps notes about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receipt {
+    /// It concerns none of them.
+    Plain,
+    /// It answers the first of them, which is done with it or is not.
+    Noted {
+        /// Nothing more comes for that entry.
+        done: bool,
+    },
+    /// So many of them, the first ones, will never be answered.
+    Struck {
+        /// How many.
+        noted: usize,
+        /// The first of these is what failed.
+        failed: bool,
+    },
 }
 
 /// A message of the server that answers nothing that was sent.
@@ -69,35 +95,57 @@ pub struct Owed {
     batch_open: bool,
     /// Syncs of which nobody knows whether they will be answered.
     uncertain: u32,
+    /// Entries that a ReadyForQuery ends, and those of them that are simple queries.
+    endings: u32,
+    queries: u32,
+    /// Counts Syncs: messages of one group fail together.
+    group: u32,
 }
 
 impl Owed {
     /// Enters a message that is about to be sent to the server.
     #[inline]
     pub fn sent(&mut self, tag: u8) {
-        let entry = match tag {
-            request::QUERY => Entry::Query,
-            request::SYNC => Entry::Sync,
-            request::PARSE => Entry::Parse,
-            request::BIND => Entry::Bind,
-            request::DESCRIBE => Entry::Describe,
-            request::EXECUTE => Entry::Execute,
-            request::CLOSE => Entry::Close,
-            request::FUNCTION_CALL => Entry::Function,
-            request::COPY_DONE | request::COPY_FAIL => Entry::CopyEnd,
-            _ => return,
+        self.enter(tag, false);
+    }
+
+    /// The same for a message about which a note is kept. False: the server will skip it, and nothing comes of it.
+    #[inline]
+    pub fn sent_noted(&mut self, tag: u8) -> bool {
+        self.enter(tag, true)
+    }
+
+    #[inline]
+    fn enter(&mut self, tag: u8, noted: bool) -> bool {
+        let kind = match tag {
+            request::QUERY => Kind::Query,
+            request::SYNC => Kind::Sync,
+            request::PARSE => Kind::Parse,
+            request::BIND => Kind::Bind,
+            request::DESCRIBE => Kind::Describe,
+            request::EXECUTE => Kind::Execute,
+            request::CLOSE => Kind::Close,
+            request::FUNCTION_CALL => Kind::Function,
+            request::COPY_DONE | request::COPY_FAIL => Kind::CopyEnd,
+            _ => return false,
         };
-        match entry {
-            Entry::Sync => self.skipping = false,
-            _ if self.skipping => return,
+        match kind {
+            Kind::Sync => {
+                self.skipping = false;
+                self.group = self.group.wrapping_add(1);
+            }
+            _ if self.skipping => return false,
             _ => {}
         }
-        self.batch_open = match entry {
-            Entry::Sync | Entry::Query | Entry::Function => false,
-            Entry::CopyEnd => self.batch_open,
+        self.batch_open = match kind {
+            Kind::Sync | Kind::Query | Kind::Function => false,
+            Kind::CopyEnd => self.batch_open,
             _ => true,
         };
-        self.entries.push_back(entry);
+        self.endings += u32::from(kind.is_ending());
+        self.queries += u32::from(kind == Kind::Query);
+        self.entries.push_back(Entry { kind, noted });
+        true
     }
 
     /// Holds a message of the server against what was sent.
@@ -106,56 +154,66 @@ impl Owed {
     /// [`Nonsense`]: it answers nothing. Messages that may come at any time (notice, notification, parameter) are
     /// always right.
     #[inline]
-    pub fn received(&mut self, tag: u8) -> Result<(), Nonsense> {
+    pub fn received(&mut self, tag: u8) -> Result<Receipt, Nonsense> {
         match tag {
-            reply::NOTICE_RESPONSE | reply::NOTIFICATION_RESPONSE | reply::PARAMETER_STATUS => return Ok(()),
-            reply::ERROR_RESPONSE => return self.failed(),
+            reply::NOTICE_RESPONSE | reply::NOTIFICATION_RESPONSE | reply::PARAMETER_STATUS => {
+                return Ok(Receipt::Plain);
+            }
+            reply::ERROR_RESPONSE => return Ok(self.failed()),
             reply::READY_FOR_QUERY => return self.ready(),
             _ => {}
         }
         if self.copy == Copy::None {
             self.strike_stray_copy_ends();
         }
-        let nonsense = if self.uncertain > 0 { Ok(()) } else { Err(Nonsense { tag }) };
+        let nonsense = if self.uncertain > 0 { Ok(Receipt::Plain) } else { Err(Nonsense { tag }) };
         let Some(&first) = self.entries.front() else { return nonsense };
-        match (tag, first) {
-            (reply::PARSE_COMPLETE, Entry::Parse)
-            | (reply::BIND_COMPLETE, Entry::Bind)
-            | (reply::CLOSE_COMPLETE, Entry::Close)
-            | (reply::ROW_DESCRIPTION | reply::NO_DATA, Entry::Describe)
-            | (reply::EMPTY_QUERY_RESPONSE | reply::PORTAL_SUSPENDED, Entry::Execute) => {
-                self.entries.pop_front();
-                Ok(())
+        match (tag, first.kind) {
+            (reply::PARSE_COMPLETE, Kind::Parse)
+            | (reply::BIND_COMPLETE, Kind::Bind)
+            | (reply::CLOSE_COMPLETE, Kind::Close)
+            | (reply::ROW_DESCRIPTION | reply::NO_DATA, Kind::Describe)
+            | (reply::EMPTY_QUERY_RESPONSE | reply::PORTAL_SUSPENDED, Kind::Execute) => {
+                self.pop();
+                Ok(first.receipt(true))
             }
-            (reply::PARAMETER_DESCRIPTION, Entry::Describe)
-            | (reply::DATA_ROW, Entry::Execute | Entry::Query)
-            | (reply::ROW_DESCRIPTION | reply::EMPTY_QUERY_RESPONSE, Entry::Query)
-            | (reply::FUNCTION_CALL_RESPONSE, Entry::Function) => Ok(()),
-            (reply::COMMAND_COMPLETE, Entry::Execute | Entry::Query) => self.completed(first),
-            (reply::COPY_IN_RESPONSE, Entry::Execute | Entry::Query) => self.begin_copy(Copy::In),
-            (reply::COPY_OUT_RESPONSE, Entry::Execute | Entry::Query) => self.begin_copy(Copy::Out),
-            (reply::COPY_BOTH_RESPONSE, Entry::Execute | Entry::Query) => self.begin_copy(Copy::Both),
-            (reply::COPY_DATA, _) if matches!(self.copy, Copy::Out | Copy::Both) => Ok(()),
+            (reply::PARAMETER_DESCRIPTION, Kind::Describe) => Ok(first.receipt(false)),
+            (reply::DATA_ROW, Kind::Execute | Kind::Query)
+            | (reply::ROW_DESCRIPTION | reply::EMPTY_QUERY_RESPONSE, Kind::Query)
+            | (reply::FUNCTION_CALL_RESPONSE, Kind::Function) => Ok(Receipt::Plain),
+            (reply::COMMAND_COMPLETE, Kind::Execute | Kind::Query) => self.completed(first.kind),
+            (reply::COPY_IN_RESPONSE, Kind::Execute | Kind::Query) => self.begin_copy(Copy::In),
+            (reply::COPY_OUT_RESPONSE, Kind::Execute | Kind::Query) => self.begin_copy(Copy::Out),
+            (reply::COPY_BOTH_RESPONSE, Kind::Execute | Kind::Query) => self.begin_copy(Copy::Both),
+            (reply::COPY_DATA, _) if matches!(self.copy, Copy::Out | Copy::Both) => Ok(Receipt::Plain),
             (reply::COPY_DONE, _) if matches!(self.copy, Copy::Out | Copy::Both) => {
                 if self.copy == Copy::Out {
                     self.copy = Copy::None;
                 }
-                Ok(())
+                Ok(Receipt::Plain)
             }
             _ => nonsense,
         }
     }
 
-    fn begin_copy(&mut self, copy: Copy) -> Result<(), Nonsense> {
+    fn begin_copy(&mut self, copy: Copy) -> Result<Receipt, Nonsense> {
         self.copy = copy;
-        Ok(())
+        Ok(Receipt::Plain)
     }
 
-    fn completed(&mut self, first: Entry) -> Result<(), Nonsense> {
+    fn completed(&mut self, first: Kind) -> Result<Receipt, Nonsense> {
+        if self.take_note() {
+            return Ok(Receipt::Noted { done: true });
+        }
+        let mut noted = 0;
         if matches!(self.copy, Copy::In | Copy::Both) {
-            let end = self.entries.iter().position(|&entry| entry == Entry::CopyEnd);
-            match end {
-                Some(end) => drop(self.entries.drain(1..=end)),
+            match self.position(Kind::CopyEnd) {
+                Some(end) => {
+                    let kept = self.entries.pop_front();
+                    noted = self.strike(end);
+                    self.entries.extend(kept);
+                    self.entries.rotate_right(usize::from(kept.is_some()));
+                }
                 None if self.copy == Copy::In && !self.in_doubt() => {
                     return Err(Nonsense { tag: reply::COMMAND_COMPLETE });
                 }
@@ -163,13 +221,13 @@ impl Owed {
             }
         }
         self.copy = Copy::None;
-        if first == Entry::Execute {
-            self.entries.pop_front();
+        if first == Kind::Execute {
+            self.pop();
         }
-        Ok(())
+        Ok(if noted > 0 { Receipt::Struck { noted, failed: false } } else { Receipt::Plain })
     }
 
-    fn failed(&mut self) -> Result<(), Nonsense> {
+    fn failed(&mut self) -> Receipt {
         let was_copying_in = matches!(self.copy, Copy::In | Copy::Both);
         self.copy = Copy::None;
         if was_copying_in {
@@ -179,44 +237,51 @@ impl Owed {
         }
         match self.entries.front() {
             // The server will say ReadyForQuery for these in any case.
-            Some(Entry::Query | Entry::Function | Entry::Sync) => {}
-            Some(_) => {
-                let sync = self.entries.iter().position(|&entry| entry == Entry::Sync);
-                self.entries.drain(..sync.unwrap_or(self.entries.len()));
+            Some(entry) if entry.kind.is_ending() => match self.take_note() {
+                true => Receipt::Struck { noted: 1, failed: true },
+                false => Receipt::Plain,
+            },
+            Some(&Entry { noted: failed, .. }) => {
+                let sync = self.position(Kind::Sync);
                 self.skipping = sync.is_none();
+                match self.strike(sync.unwrap_or(self.entries.len())) {
+                    0 => Receipt::Plain,
+                    noted => Receipt::Struck { noted, failed },
+                }
             }
             // Between requests only the end of the session is an error: its FATAL message is read elsewhere.
-            None => {}
+            None => Receipt::Plain,
         }
-        Ok(())
     }
 
     fn doubt_syncs_within_the_data(&mut self) {
-        let end =
-            self.entries.iter().position(|&entry| entry == Entry::CopyEnd).unwrap_or(self.entries.len());
+        let end = self.position(Kind::CopyEnd).unwrap_or(self.entries.len());
         let before = self.entries.len();
         let mut at = 0;
-        self.entries.retain(|&entry| {
+        self.entries.retain(|entry| {
             at += 1;
-            at > end || entry != Entry::Sync
+            at > end || entry.kind != Kind::Sync
         });
-        self.uncertain += (before - self.entries.len()) as u32;
+        let doubted = (before - self.entries.len()) as u32;
+        self.uncertain += doubted;
+        self.endings -= doubted;
     }
 
     #[inline]
-    fn ready(&mut self) -> Result<(), Nonsense> {
+    fn ready(&mut self) -> Result<Receipt, Nonsense> {
         self.copy = Copy::None;
         self.strike_stray_copy_ends();
         match self.entries.front() {
-            Some(Entry::Sync | Entry::Query | Entry::Function) => {
-                self.entries.pop_front();
+            Some(entry) if entry.kind.is_ending() => {
+                let noted = entry.noted;
+                self.pop();
                 self.strike_stray_copy_ends();
-                Ok(())
+                Ok(if noted { Receipt::Struck { noted: 1, failed: false } } else { Receipt::Plain })
             }
             _ if self.uncertain > 0 => {
                 self.uncertain -= 1;
                 self.skipping = false;
-                Ok(())
+                Ok(Receipt::Plain)
             }
             _ => Err(Nonsense { tag: reply::READY_FOR_QUERY }),
         }
@@ -224,9 +289,35 @@ impl Owed {
 
     #[inline]
     fn strike_stray_copy_ends(&mut self) {
-        while self.entries.front() == Some(&Entry::CopyEnd) {
+        while self.entries.front().is_some_and(|entry| entry.kind == Kind::CopyEnd) {
             self.entries.pop_front();
         }
+    }
+
+    /// Whether the first entry is a noted query. It is not any more: its outcome is told once.
+    #[inline]
+    fn take_note(&mut self) -> bool {
+        match self.entries.front_mut() {
+            Some(Entry { kind: Kind::Query, noted }) => std::mem::take(noted),
+            _ => false,
+        }
+    }
+
+    fn position(&self, kind: Kind) -> Option<usize> {
+        self.entries.iter().position(|entry| entry.kind == kind)
+    }
+
+    #[inline]
+    fn pop(&mut self) -> Option<Entry> {
+        let entry = self.entries.pop_front()?;
+        self.endings -= u32::from(entry.kind.is_ending());
+        self.queries -= u32::from(entry.kind == Kind::Query);
+        Some(entry)
+    }
+
+    /// Takes the first `count` entries out; how many of them were noted.
+    fn strike(&mut self, count: usize) -> usize {
+        (0..count).filter_map(|_| self.pop()).filter(|entry| entry.noted).count()
     }
 
     /// Everything sent is answered and nothing half said is open: the transaction status of the last ReadyForQuery
@@ -266,6 +357,46 @@ impl Owed {
     pub fn is_batch_open(&self) -> bool {
         self.batch_open
     }
+
+    /// Requests that a ReadyForQuery ends were sent and are not over: what the transaction's status will be is not
+    /// known.
+    #[inline]
+    pub fn awaits_ready(&self) -> bool {
+        self.endings > 0
+    }
+
+    /// Simple queries were sent and are not over.
+    #[inline]
+    pub fn awaits_query(&self) -> bool {
+        self.queries > 0
+    }
+
+    /// The number of the group that the next message belongs to: a Sync ends one, and an error goes up to it.
+    #[inline]
+    pub fn group(&self) -> u32 {
+        self.group
+    }
+
+    /// The server takes whatever comes next for data of a COPY.
+    #[inline]
+    pub fn takes_copy_data(&self) -> bool {
+        self.copies_in() && self.position(Kind::CopyEnd).is_none()
+    }
+}
+
+impl Kind {
+    /// A ReadyForQuery ends it.
+    #[inline]
+    fn is_ending(self) -> bool {
+        matches!(self, Kind::Query | Kind::Sync | Kind::Function)
+    }
+}
+
+impl Entry {
+    #[inline]
+    fn receipt(self, done: bool) -> Receipt {
+        if self.noted { Receipt::Noted { done } } else { Receipt::Plain }
+    }
 }
 
 #[cfg(test)]
@@ -279,7 +410,7 @@ mod tests {
             for tag in tags.bytes() {
                 match direction {
                     '>' => owed.sent(tag),
-                    _ => owed.received(tag)?,
+                    _ => drop(owed.received(tag)?),
                 }
             }
         }

@@ -5,7 +5,8 @@ use crate::config::{LogLevel, NAME_BYTES_MAX};
 use crate::ids::{Owner, RouteName, SessionId, ShardId, SocketId};
 use crate::limits::{OWED_REPLIES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW};
 use crate::parameters::Values;
-use crate::session::{End, Opening, Session};
+use crate::prepared::Names;
+use crate::session::{End, Opening, Session, Until};
 use crate::time::Instant;
 use crate::wire::startup::{self, Packet, Startup};
 use crate::wire::{Refusal, SqlState, backend};
@@ -19,8 +20,12 @@ pub struct Client {
     pub(super) state: State,
     pub(super) route: Option<RouteKey>,
     pub(super) session: Session,
+    /// Its prepared statements.
+    pub(super) names: Option<Box<Names>>,
     /// Bytes received that cannot go on yet.
     pub(super) pending: Vec<u8>,
+    /// What those have to wait for although there is a server.
+    pub(super) until: Option<Until>,
     /// Bytes handed to the ring that have not left.
     pub(super) unsent: u32,
     receiving: bool,
@@ -81,7 +86,9 @@ impl Client {
             state: State::STARTUP,
             route: None,
             session: Session::default(),
+            names: None,
             pending: Vec::new(),
+            until: None,
             unsent: 0,
             receiving: true,
             surplus: false,
@@ -143,7 +150,7 @@ impl Shard {
     }
 
     /// Stops a client that sends more than may wait.
-    fn hold_back(&mut self, key: ClientKey) {
+    pub(super) fn hold_back(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get_mut(key) else { return };
         if client.pending.len() > UNSENT_BYTES_HIGH {
             self.pause_client(key);
@@ -308,32 +315,6 @@ impl Shard {
 
     // ---- talking ----
 
-    /// Bytes for the linked server.
-    #[inline]
-    fn pass_received(&mut self, key: ClientKey, server_key: ServerKey, bytes: &[u8]) {
-        let Some(client) = self.clients.get_mut(key) else { return };
-        let Some(server) = self.servers.get_mut(server_key) else { return };
-        client.deadline.clear();
-        let passage = client.session.pass(bytes, &mut server.owed);
-        let header = passage.kept.as_slice();
-        let to = server.socket();
-        server.count_unsent(header.len() + passage.range.len());
-        if !header.is_empty() {
-            let piece = Piece::Own(Bytes::copy_from_slice(header));
-            self.effects.push(Effect::Send { socket: to, piece });
-        }
-        if !passage.range.is_empty() {
-            self.effects.push(Effect::Send { socket: to, piece: Piece::Received(passage.range) });
-        }
-        self.stats.queries += u64::from(passage.queries);
-        if server.unsent() > UNSENT_BYTES_HIGH || server.owed.len() > OWED_REPLIES_MAX {
-            self.pause_client(key);
-        }
-        if let Some(end) = passage.end {
-            self.end_session(key, end);
-        }
-    }
-
     /// Bytes of a client without a server and with nothing kept.
     #[inline]
     fn open_received(&mut self, key: ClientKey, bytes: &[u8]) {
@@ -374,7 +355,7 @@ impl Shard {
     /// Looks at what an idle client has kept.
     pub(super) fn open_pending(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get_mut(key) else { return };
-        if client.pending.is_empty() {
+        if client.pending.is_empty() || client.state != State::Idle {
             return;
         }
         match client.session.opening(&client.pending) {
@@ -418,29 +399,7 @@ impl Shard {
         self.enqueue(key, route);
     }
 
-    /// The client has got a server: what it kept goes there.
-    pub(super) fn pass_pending(&mut self, key: ClientKey) {
-        let Some(client) = self.clients.get_mut(key) else { return };
-        let server_key = match client.state {
-            State::Linked(server) => server,
-            State::Checking(server) => return self.check_is_over(key, server),
-            _ => return,
-        };
-        let Some(server) = self.servers.get_mut(server_key) else { return };
-        let bytes = Bytes::from(std::mem::take(&mut client.pending));
-        let passage = client.session.pass(&bytes, &mut server.owed);
-        debug_assert!(passage.kept.as_slice().is_empty(), "what was kept begins with a whole header");
-        server.count_unsent(passage.range.len());
-        let piece = Piece::Own(bytes.slice(passage.range));
-        self.effects.push(Effect::Send { socket: server.socket(), piece });
-        self.stats.queries += u64::from(passage.queries);
-        match passage.end {
-            Some(end) => self.end_session(key, end),
-            None => self.resume_receiving(key),
-        }
-    }
-
-    fn end_session(&mut self, key: ClientKey, end: End) {
+    pub(super) fn end_session(&mut self, key: ClientKey, end: End) {
         match end {
             End::Terminate => self.leave(key, None, "client close request"),
             End::Broken(refusal) => self.refuse(key, refusal),
@@ -453,6 +412,7 @@ impl Shard {
         let idle_deadline = self.now.deadline(self.config.timeouts.client_idle);
         let Some(client) = self.clients.get_mut(key) else { return };
         client.state = State::Idle;
+        client.until = None;
         client.pending.extend_from_slice(client.session.take_kept().as_slice());
         client.deadline.clear();
         if idle_deadline != Instant::NEVER {
@@ -484,12 +444,13 @@ impl Shard {
 
     // ---- sending ----
 
-    /// Bytes of our own.
-    pub(super) fn send_to_client(&mut self, key: ClientKey, bytes: Bytes) {
-        let Some(client) = self.clients.get_mut(key) else { return };
+    /// Bytes of our own. Returns true if the server should pause.
+    pub(super) fn send_to_client(&mut self, key: ClientKey, bytes: Bytes) -> bool {
+        let Some(client) = self.clients.get_mut(key) else { return false };
         client.unsent += bytes.len() as u32;
         self.stats.sent += bytes.len() as u64;
         self.effects.push(Effect::Send { socket: client.socket, piece: Piece::Own(bytes) });
+        client.unsent as usize > UNSENT_BYTES_HIGH
     }
 
     /// A server's bytes: `header` (what was kept of a header) and a range of what was received. Returns true if

@@ -8,6 +8,7 @@ use super::{Alarm, ClientKey, Effect, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
 use crate::ledger::Failure;
 use crate::limits::{DRAIN_MAX, DRAINED_BYTES_MAX};
+use crate::prepared::Show;
 use crate::server::Nonsense;
 use crate::time::Instant;
 use crate::wire::backend::{self, Status, tag};
@@ -37,10 +38,20 @@ impl Shard {
                 Ok(None) => return,
                 Err(error) => return self.close_broken(key, &error.to_string()),
             };
-            if segment.begins
-                && let Err(nonsense) = server.owed.received(segment.tag)
-            {
-                return self.close_broken(key, &nonsense.to_string());
+            // What a client waited for that is gone still tells what the server has prepared.
+            if segment.begins {
+                match server.account(segment.tag, None) {
+                    Ok(Show::Collect) => server.begin_collecting(),
+                    Ok(_) => {}
+                    Err(nonsense) => return self.close_broken(key, &nonsense.to_string()),
+                }
+            }
+            if server.collects {
+                server.collect(&segment, bytes, None);
+                continue;
+            }
+            if segment.begins && segment.tag == tag::COMMAND_COMPLETE {
+                server.statements.completed(segment.body_part(bytes), segment.body as usize, None);
             }
             let replaying = server.replay.is_some();
             if !replaying && !is_understood(segment.tag) {

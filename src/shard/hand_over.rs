@@ -14,6 +14,7 @@ use crate::config::LogLevel;
 use crate::ids::{Owner, ShardId, SocketId};
 use crate::limits::DRAIN_MAX;
 use crate::mail::{Letter, MovedServer};
+use crate::prepared::OnServer;
 use crate::time::Instant;
 
 /// What is known of a server that is being taken out of its ring.
@@ -71,6 +72,7 @@ impl Shard {
             expires: server.expires,
             idle_until: departure.idle_until,
             last_session: server.last_session,
+            prepared: server.statements.into_cache(),
             key: server.key,
             values: server.values,
             defaults: server.defaults,
@@ -116,6 +118,7 @@ impl Shard {
         server.socket = Some(socket);
         server.receiving = true;
         server.last_session = moved.last_session;
+        server.statements = OnServer::from_cache(moved.prepared);
         server.key = moved.key;
         (server.values, server.defaults) = (moved.values, moved.defaults);
         let key = self.servers.insert(server);

@@ -24,6 +24,7 @@ mod farewell;
 mod hand_over;
 mod login;
 mod parameters;
+mod passing;
 mod permits;
 mod pools;
 mod report;
@@ -48,12 +49,13 @@ use crate::mail::Letter;
 use crate::metrics::{RecentWaits, RouteCounts, Stats};
 use crate::parameters::{Accepted, Registry, Values};
 use crate::pool::Pool;
+use crate::prepared::Statements;
 use crate::random::Random;
 use crate::server::{Credentials, Parameters, ScramResult};
 use crate::slab::{Key, Slab};
 use crate::time::Instant;
 use crate::wire::error::Report;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use console::Console;
 use deadlines::{Deadline, Deadlines};
 use hashbrown::HashMap;
@@ -81,6 +83,10 @@ pub struct Shard {
     endpoints: Vec<EndpointState>,
     /// Endpoints whose share has something to say.
     stirred: Vec<usize>,
+    /// Prepared statements of all clients.
+    statements: Statements,
+    /// Where messages are rewritten.
+    rewritten: BytesMut,
     deadlines: Deadlines<Alarm>,
     effects: Vec<Effect>,
     console: Console,
@@ -170,6 +176,8 @@ impl Shard {
             reported: HashMap::new(),
             endpoints,
             stirred: Vec::new(),
+            statements: Statements::default(),
+            rewritten: BytesMut::with_capacity(REWRITTEN_BYTES),
             deadlines: Deadlines::default(),
             effects: Vec::new(),
             console: Console::default(),
@@ -434,6 +442,9 @@ impl From<u64> for Alarm {
 
 /// Alarms of things that are gone that may lie around before they are swept up.
 const ALARMS_SPARE: usize = 4096;
+
+/// Allocated at a time for rewritten messages: dozens of them.
+const REWRITTEN_BYTES: usize = 4096;
 
 /// The topmost numbers of an alarm are endpoints: slots of a server's key stay far below.
 const ENDPOINTS_MAX: u64 = 1 << 16;

@@ -207,6 +207,7 @@ impl Shard {
         if !session_mode {
             self.unlink_client(client);
             self.rest(server);
+            self.open_pending(client);
         } else if self.draining {
             self.drain_client(client);
         }

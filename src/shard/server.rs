@@ -11,7 +11,8 @@ use crate::limits::{
     DRAIN_MAX, DRAINED_BYTES_MAX, UNDERSTOOD_BYTES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW,
 };
 use crate::parameters::{Replay, Values};
-use crate::server::{Login, Owed};
+use crate::prepared::{Edit, Names, OnServer, Show};
+use crate::server::{Login, Nonsense, Owed};
 use crate::time::Instant;
 use crate::wire::backend::{self, Status, tag};
 use crate::wire::error::Report;
@@ -35,6 +36,7 @@ pub struct Server {
     pub(super) state: State,
     pub(super) socket: Option<SocketId>,
     pub(super) owed: Owed,
+    pub(super) statements: OnServer,
     pub(super) framer: Framer,
     /// Of the last ReadyForQuery.
     pub(super) status: Status,
@@ -42,6 +44,10 @@ pub struct Server {
     pub(super) receiving: bool,
     /// The body of a message that we read ourselves, as far as it has come.
     pub(super) heard: Vec<u8>,
+    /// It describes a statement to us.
+    pub(super) collects: bool,
+    /// What is to be changed in the error it is saying.
+    pub(super) edit: Option<Edit>,
     /// It said why it ends: its client need not be told again.
     pub(super) said_goodbye: bool,
     pub(super) opened: Instant,
@@ -111,11 +117,14 @@ impl Server {
             state: State::Dialing,
             socket: None,
             owed: Owed::default(),
+            statements: OnServer::default(),
             framer: Framer::default(),
             status: Status::Idle,
             unsent: 0,
             receiving: false,
             heard: Vec::new(),
+            collects: false,
+            edit: None,
             said_goodbye: false,
             opened,
             expires,
@@ -135,11 +144,6 @@ impl Server {
     pub(super) fn socket(&self) -> SocketId {
         let Some(socket) = self.socket else { unreachable!("a server is spoken to after it was dialled") };
         socket
-    }
-
-    #[inline]
-    pub(super) fn count_unsent(&mut self, bytes: usize) {
-        self.unsent += bytes;
     }
 
     #[inline]
@@ -168,6 +172,30 @@ impl Server {
         matches!(self.state, State::Idle) && self.is_at_rest()
     }
 
+    /// Enters the beginning of a message of the server in the accounts: what the client sees of it. A change that an
+    /// error needs is kept until it is whole.
+    #[inline]
+    pub(super) fn account(&mut self, tag: u8, names: Option<&mut Names>) -> Result<Show, Nonsense> {
+        let receipt = self.owed.received(tag)?;
+        let (show, edit) = self.statements.received(receipt, names);
+        self.edit = edit;
+        Ok(show)
+    }
+
+    pub(super) fn begin_collecting(&mut self) {
+        self.heard.clear();
+        self.collects = true;
+    }
+
+    /// Takes part of a description, whose length is bounded by what a server may say.
+    pub(super) fn collect(&mut self, segment: &Segment, bytes: &[u8], names: Option<&mut Names>) {
+        self.heard.extend_from_slice(segment.body_part(bytes));
+        if segment.ends {
+            self.collects = false;
+            self.statements.described(segment.tag, &std::mem::take(&mut self.heard), names);
+        }
+    }
+
     /// Collects the body of a message that we read; `Some` when it is whole. What is above the limit is left out.
     pub(super) fn hear(&mut self, segment: &Segment, bytes: &[u8]) -> Option<Bytes> {
         if segment.begins {
@@ -181,11 +209,14 @@ impl Server {
 }
 
 /// What came of reading a linked server's bytes.
+#[derive(Default)]
 struct Answer {
     /// This goes first: it came with earlier bytes.
     kept: Kept,
     /// What goes to the client.
     range: Range<usize>,
+    /// And this behind it.
+    instead: Option<Bytes>,
     /// The server broke the protocol behind that.
     broken: Option<String>,
     /// It said that it ends.
@@ -241,8 +272,11 @@ impl Shard {
                 }
                 return;
             }
-            let answer = read_answer(server, bytes, &mut at, statement_mode);
+            let names = self.clients.get_mut(client).and_then(|client| client.names.as_deref_mut());
+            let answer = read_answer(server, names, bytes, &mut at, statement_mode);
             let settled = server.owed.is_settled();
+            let learned = server.statements.take_learned();
+            let moves_on = answer.ready || learned || server.owed.copies_in() || server.owed.awaits_sync();
             self.stats.transactions += u64::from(answer.ready && server.status == Status::Idle);
             if !self.pass_answer(key, client, answer) {
                 return;
@@ -257,6 +291,9 @@ impl Shard {
                     return self.unlinked_received(key, &bytes[at..]);
                 }
             }
+            if moves_on {
+                self.go_on(client);
+            }
         }
         self.server_has_room(client, key);
     }
@@ -264,7 +301,10 @@ impl Shard {
     /// False: the server broke the protocol, and the two are parted.
     #[inline]
     fn pass_answer(&mut self, key: ServerKey, client: ClientKey, answer: Answer) -> bool {
-        let pause = self.answer_client(client, answer.kept.as_slice(), answer.range);
+        let mut pause = self.answer_client(client, answer.kept.as_slice(), answer.range);
+        if let Some(bytes) = answer.instead {
+            pause |= self.send_to_client(client, bytes);
+        }
         if let Some(report) = &answer.goodbye {
             self.heard_goodbye(key, report);
         }
@@ -300,6 +340,7 @@ impl Shard {
         server.state = State::Draining(DRAINED_BYTES_MAX);
         self.deadlines.set(Alarm::Server(key), &mut server.deadline, self.now + DRAIN_MAX);
         self.unlinked_received(key, bytes);
+        self.open_pending(client);
     }
 
     /// After a ReadyForQuery, or when the last byte to the server has left: is the transaction over?
@@ -342,6 +383,7 @@ impl Shard {
         } else if server.owed.in_doubt() && mode != Some(PoolMode::Session) {
             self.unlink_client(client);
             self.close_server(key, "nobody knows whether it has more to say");
+            self.open_pending(client);
         }
     }
 
@@ -423,18 +465,17 @@ impl Shard {
     }
 }
 
-/// Goes through the bytes of a linked server from `at` on, up to the end of the answer: what may go to its client, and
-/// what it means for the account.
+/// Goes through the bytes of a linked server from `at` on, up to the end of the answer, or to what its client does not
+/// see as it is: what may go to its client, and what it means for the account.
 #[inline]
-fn read_answer(server: &mut Server, bytes: &[u8], at: &mut usize, statement_mode: bool) -> Answer {
-    let mut answer = Answer {
-        kept: Kept::default(),
-        range: *at..*at,
-        broken: None,
-        goodbye: None,
-        ready: false,
-        reports: Vec::new(),
-    };
+fn read_answer(
+    server: &mut Server,
+    mut names: Option<&mut Names>,
+    bytes: &[u8],
+    at: &mut usize,
+    statement_mode: bool,
+) -> Answer {
+    let mut answer = Answer { range: *at..*at, ..Answer::default() };
     let kept = server.framer.kept();
     loop {
         let segment = match server.framer.next(bytes, at, backend::longest) {
@@ -443,12 +484,45 @@ fn read_answer(server: &mut Server, bytes: &[u8], at: &mut usize, statement_mode
             Err(error) => return answer.broken(server, at, error.to_string()),
         };
         if segment.begins {
-            if let Err(nonsense) = server.owed.received(segment.tag) {
-                return answer.broken(server, at, nonsense.to_string());
+            match server.account(segment.tag, names.as_deref_mut()) {
+                Ok(Show::Pass) => {}
+                Ok(Show::Swallow) => return answer,
+                Ok(Show::Collect) => server.begin_collecting(),
+                Ok(Show::Instead(message)) => {
+                    answer.instead = Some(Bytes::from_static(message));
+                    return answer;
+                }
+                Err(nonsense) => return answer.broken(server, at, nonsense.to_string()),
             }
-            if segment.carried > 0 {
+            if segment.body as usize > UNDERSTOOD_BYTES_MAX {
+                server.edit = None;
+            }
+            if segment.carried > 0 && server.edit.is_none() {
                 answer.kept = kept;
             }
+        }
+        if server.collects {
+            server.collect(&segment, bytes, names);
+            return answer;
+        }
+        if segment.tag == tag::ERROR_RESPONSE {
+            let withheld = server.edit.is_some();
+            if !withheld {
+                answer.range.end = segment.range.end;
+            }
+            let Some(body) = server.hear(&segment, bytes) else {
+                if withheld {
+                    return answer;
+                }
+                continue;
+            };
+            let report = Report::read(&body);
+            answer.goodbye = Some(report).filter(Report::is_fatal).or(answer.goodbye);
+            if let Some(edit) = server.edit.take() {
+                answer.instead = Some(edit.apply(&body, &mut server.statements, names));
+                return answer;
+            }
+            continue;
         }
         answer.range.end = segment.range.end;
         match segment.tag {
@@ -469,12 +543,12 @@ fn read_answer(server: &mut Server, bytes: &[u8], at: &mut usize, statement_mode
                     return answer;
                 }
             }
-            tag::ERROR_RESPONSE => {
-                let report = server.hear(&segment, bytes).map(|body| Report::read(&body));
-                answer.goodbye = report.filter(Report::is_fatal).or(answer.goodbye);
-            }
             tag::PARAMETER_STATUS => answer.reports.extend(server.hear(&segment, bytes)),
             tag::COMMAND_COMPLETE => {
+                if segment.begins {
+                    let names = names.as_deref_mut();
+                    server.statements.completed(segment.body_part(bytes), segment.body as usize, names);
+                }
                 let was_reset = match segment.whole_body(bytes) {
                     Some(body) => resets(body),
                     None => server.hear(&segment, bytes).is_some_and(|body| resets(&body)),

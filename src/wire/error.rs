@@ -29,6 +29,8 @@ impl SqlState {
     pub const TOO_MANY_CONNECTIONS: Self = Self(*b"53300");
     /// 57014: somebody asked to cancel this.
     pub const QUERY_CANCELED: Self = Self(*b"57014");
+    /// 54000: more than a client may keep.
+    pub const PROGRAM_LIMIT_EXCEEDED: Self = Self(*b"54000");
     /// 57P01: the administrator ends this connection.
     pub const ADMIN_SHUTDOWN: Self = Self(*b"57P01");
     /// 57P03: the server is starting up, or shutting down.

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod crowd;
+mod drivers;
 mod fake_server;
 mod pipelines;
 mod pooler;
@@ -27,5 +28,6 @@ mod load;
 mod login;
 mod parameters;
 mod pooling;
+mod prepared;
 mod pressure;
 mod reload;

@@ -1,0 +1,148 @@
+//! What a client that has a server says to it.
+
+use super::client::{Client, State};
+use super::server::Server;
+use super::{ClientKey, Effect, Piece, ServerKey, Shard};
+use crate::config::PoolMode;
+use crate::limits::{OWED_REPLIES_MAX, UNSENT_BYTES_HIGH};
+use crate::prepared::Exchange;
+use crate::session::{Held, Link, Progress, Until};
+use crate::wire::backend::Status;
+use bytes::Bytes;
+use std::ops::Range;
+
+impl Shard {
+    /// Bytes for the linked server.
+    #[inline]
+    pub(super) fn pass_received(&mut self, key: ClientKey, server_key: ServerKey, bytes: &[u8]) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.deadline.clear();
+        if client.until.is_some() {
+            return self.hold_received(key, bytes);
+        }
+        self.pass(key, server_key, bytes, Piece::Received);
+        let Some(server) = self.servers.get(server_key) else { return };
+        if server.unsent() > UNSENT_BYTES_HIGH || server.owed.len() > OWED_REPLIES_MAX {
+            self.pause_client(key);
+        }
+    }
+
+    /// The client has got a server, or what it waited for: what it kept goes there.
+    pub(super) fn pass_pending(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let server_key = match client.state {
+            State::Linked(server) => server,
+            State::Checking(server) => return self.check_is_over(key, server),
+            _ => return,
+        };
+        client.until = None;
+        let bytes = Bytes::from(std::mem::take(&mut client.pending));
+        self.pass(key, server_key, &bytes, |range| Piece::Own(bytes.slice(range)));
+        let Some(client) = self.clients.get(key) else { return };
+        match (client.state, client.until) {
+            (State::Linked(_), Some(Until::Answers)) => self.hold_back(key),
+            (State::Linked(_), _) => self.resume_receiving(key),
+            _ => {}
+        }
+    }
+
+    /// More of what cannot go on yet.
+    fn hold_received(&mut self, key: ClientKey, bytes: &[u8]) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.pending.extend_from_slice(bytes);
+        match client.until {
+            Some(Until::Bytes(needed)) if client.pending.len() < needed => {}
+            Some(Until::Bytes(_)) => self.pass_pending(key),
+            _ => self.hold_back(key),
+        }
+    }
+
+    /// The server came to the end of a request, or waits for its client: what that said next may go on.
+    pub(super) fn go_on(&mut self, key: ClientKey) {
+        if self.clients.get(key).is_some_and(|client| client.until == Some(Until::Answers)) {
+            self.pass_pending(key);
+        }
+    }
+
+    /// Takes bytes of a client to its server. `piece` makes something to be sent of a range of them.
+    #[inline]
+    fn pass(
+        &mut self,
+        key: ClientKey,
+        server_key: ServerKey,
+        bytes: &[u8],
+        piece: impl Fn(Range<usize>) -> Piece,
+    ) {
+        let Some(Client { session, names, pending, until, values, .. }) = self.clients.get_mut(key) else {
+            return;
+        };
+        let Some(server) = self.servers.get_mut(server_key) else { return };
+        let socket = server.socket();
+        let Server { owed, statements, status, unsent, route, .. } = server;
+        // Who prepared statements before this was switched off goes on with them.
+        let follows = (self.config.max_prepared_statements > 0 || names.is_some())
+            && self.routes.get(*route).is_some_and(|route| route.mode != PoolMode::Session);
+        let context = || {
+            let deciding =
+                ["client_encoding", "search_path"].map(|name| values.get(name).map_or("", |value| value));
+            deciding.join("\0")
+        };
+        let prepared = follows.then(|| Exchange {
+            context: &context,
+            statements: &mut self.statements,
+            names,
+            server: statements,
+            failed: *status == Status::Failed,
+            statements_max: self.config.max_prepared_statements.max(1),
+            out: &mut self.rewritten,
+        });
+        let mut link = Link { owed, prepared };
+        let mut progress = Progress::default();
+        let mut send = |piece| self.effects.push(Effect::Send { socket, piece });
+        let mut joins = false;
+        let end = loop {
+            let already = link.rewritten().map_or(0, |out| out.len());
+            let passage = session.pass(bytes, &mut progress, &mut link);
+            self.stats.queries += u64::from(passage.queries);
+            let kept = passage.kept.as_slice();
+            joins |= passage.rewritten && bytes.len() <= JOINED_BYTES_MAX;
+            match link.rewritten() {
+                Some(out) if joins => {
+                    out.extend_from_slice(kept);
+                    out.extend_from_slice(&bytes[passage.range.clone()]);
+                    out[already..].rotate_right(kept.len() + passage.range.len());
+                }
+                _ => {
+                    *unsent += kept.len() + passage.range.len();
+                    if !kept.is_empty() {
+                        send(Piece::Own(Bytes::copy_from_slice(kept)));
+                    }
+                    if !passage.range.is_empty() {
+                        send(piece(passage.range));
+                    }
+                }
+            }
+            let more_joins = joins && passage.rewritten;
+            if let Some(out) = link.rewritten().filter(|out| !more_joins && !out.is_empty()) {
+                let whole = out.split().freeze();
+                *unsent += whole.len();
+                send(Piece::Own(whole));
+            }
+            if let Some(Held { kept, from, until: awaited }) = passage.held {
+                pending.extend_from_slice(kept.as_slice());
+                pending.extend_from_slice(&bytes[from..]);
+                *until = Some(awaited);
+            }
+            if !passage.rewritten {
+                break passage.end;
+            }
+        };
+        if let Some(end) = end {
+            self.end_session(key, end);
+        }
+    }
+}
+
+/// Rewritten messages are copied together with their neighbours when all that was received is not more: one piece is
+/// cheaper to send than many.
+const JOINED_BYTES_MAX: usize = 1024;

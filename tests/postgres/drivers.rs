@@ -1,0 +1,118 @@
+//! Drivers with their habits, in transaction mode and without a special setting. `tests/drivers/install` gets them;
+//! `tests/run` calls it. Without them there is nothing to run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::cluster::{Cluster, bin};
+use crate::pooler::{Plan, Pooler, Target};
+use crate::wire::Address;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Where the drivers are installed, if they are.
+fn drivers() -> Option<PathBuf> {
+    let folder = root().join("target/drivers");
+    let installed = folder.join("Jdbc.class").exists();
+    if !installed {
+        eprintln!("drivers are not installed: tests/drivers/install gets them");
+    }
+    (installed && Target::current() != Target::Pgbouncer).then_some(folder)
+}
+
+/// Few servers, and few statements on each: what a driver prepared is mostly somewhere else.
+fn pooler(cluster: &Cluster) -> Pooler {
+    Plan::new(cluster).shards(2).max_connections(3).set("max_prepared_statements", 40).start()
+}
+
+/// Runs a program whose connections go through the pooler, as the environment tells it.
+fn run(pooler: &Pooler, user: &str, command: &mut Command) {
+    let Address::Tcp(address) = &pooler.address else { panic!("poolers of tests listen on TCP") };
+    let began = Instant::now();
+    let output = command
+        .current_dir(root())
+        .env("PGHOST", address.ip().to_string())
+        .env("PGPORT", address.port().to_string())
+        .env("PGUSER", user)
+        .env("PGDATABASE", "app")
+        .env("PGCONNECT_TIMEOUT", "10")
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    println!("{text}{:.1} s", began.elapsed().as_secs_f64());
+    assert!(output.status.success(), "{command:?}: {text}");
+    assert!(began.elapsed() < Duration::from_secs(60), "a short form");
+}
+
+#[test]
+fn psycopg_3_prepares_everything() {
+    let Some(drivers) = drivers() else { return };
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    let pooler = pooler(cluster);
+    // With the libpq it brings, which closes statements, and with the system's, which may have to deallocate them.
+    for implementation in ["binary", "python"] {
+        let mut command = Command::new(drivers.join("venv/bin/python"));
+        command.arg("tests/drivers/psycopg_habits.py").env("PSYCOPG_IMPL", implementation);
+        run(&pooler, &user, &mut command);
+    }
+    pooler.finish();
+}
+
+#[test]
+fn asyncpg_keeps_its_statement_cache() {
+    let Some(drivers) = drivers() else { return };
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    let pooler = pooler(cluster);
+    run(&pooler, &user, Command::new(drivers.join("venv/bin/python")).arg("tests/drivers/asyncpg_habits.py"));
+    pooler.finish();
+}
+
+#[test]
+fn node_postgres_names_its_queries() {
+    let Some(drivers) = drivers() else { return };
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    let pooler = pooler(cluster);
+    let mut command = Command::new("node");
+    command.arg("tests/drivers/node_habits.js").env("NODE_PATH", drivers.join("node_modules"));
+    run(&pooler, &user, &mut command);
+    pooler.finish();
+}
+
+#[test]
+fn jdbc_prepares_at_the_first_use() {
+    let Some(drivers) = drivers() else { return };
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    let pooler = pooler(cluster);
+    let classes = format!("{}:/usr/share/java/postgresql.jar", drivers.display());
+    run(&pooler, &user, Command::new("java").args(["-Xshare:auto", "-cp", &classes, "Jdbc"]));
+    pooler.finish();
+}
+
+/// pgbench prepares each statement of its script once for each of its connections; with `-C` that is for each
+/// transaction.
+#[test]
+fn pgbench_prepares() {
+    if Target::current() == Target::Pgbouncer {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    let pooler = pooler(cluster);
+    let script = root().join("tests/drivers/pgbench.sql");
+    for connections in [&[][..], &["-C"]] {
+        let mut command = Command::new(bin("pgbench"));
+        command
+            .args(["-n", "-M", "prepared", "-c", "8", "-j", "2", "-t", "50", "-f"])
+            .arg(&script)
+            .args(connections);
+        run(&pooler, &user, &mut command);
+    }
+    pooler.finish();
+}
