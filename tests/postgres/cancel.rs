@@ -9,11 +9,19 @@ use crate::pooler::{Plan, Target};
 use crate::process::eventually;
 use crate::wire::{Client, Frames, cancel};
 
-/// Runs `statement`, cancels it after a while, and says what came of it and how long that took.
-fn cancelled(pooler: &crate::pooler::Pooler, client: &mut Client, statement: &str) -> (String, Duration) {
+/// Runs `statement`, cancels it when PostgreSQL is at it, and says what came of it and how long that took.
+fn cancelled(
+    pooler: &crate::pooler::Pooler,
+    user: &str,
+    client: &mut Client,
+    statement: &str,
+) -> (String, Duration) {
     let key = client.key();
     client.send(&Frames::new().query(statement).0).expect("open");
-    thread::sleep(Duration::from_millis(30));
+    // A request that comes before PostgreSQL has begun cancels nothing.
+    let running =
+        format!("select count(*) from pg_stat_activity where usename = '{user}' and state = 'active'");
+    eventually("it runs", SOON, || Cluster::shared().value(&running) == "1");
     let asked = Instant::now();
     cancel(&pooler.address, &key);
     let reply = client.collect().expect("the session goes on");
@@ -33,14 +41,14 @@ fn a_long_query_is_cancelled_and_its_session_goes_on() {
         let mut clients: Vec<Client> = (0..6).map(|_| pooler.client(&user)).collect();
         for round in 0..4 {
             for client in &mut clients {
-                let (code, took) = cancelled(&pooler, client, "select pg_sleep(30)");
+                let (code, took) = cancelled(&pooler, &user, client, "select pg_sleep(30)");
                 assert_eq!(code, "57014", "round {round}");
                 assert!(took < Duration::from_secs(2), "{took:?}");
                 assert_eq!(client.query("select 1").expect("a server").value(), "1");
             }
         }
         for statement in ["begin; select pg_sleep(30)", "do $$ begin perform pg_sleep(30); end $$"] {
-            assert_eq!(cancelled(&pooler, &mut clients[0], statement).0, "57014");
+            assert_eq!(cancelled(&pooler, &user, &mut clients[0], statement).0, "57014");
             let _ = clients[0].query("rollback").expect("a server");
         }
         drop(clients);
@@ -182,3 +190,5 @@ fn a12_the_query_of_a_client_that_died_ends() {
     drop(next);
     pooler.finish();
 }
+
+const SOON: Duration = Duration::from_secs(5);
