@@ -25,7 +25,7 @@ fn drivers() -> Option<PathBuf> {
 
 /// Few servers, and few statements on each: what a driver prepared is mostly somewhere else.
 fn pooler(cluster: &Cluster) -> Pooler {
-    Plan::new(cluster).shards(2).max_connections(3).set("max_prepared_statements", 40).start()
+    Plan::new(cluster).shards(2).max_connections(3).set("max_prepared_statements", 40).start_alone()
 }
 
 /// Runs a program whose connections go through the pooler, as the environment tells it.

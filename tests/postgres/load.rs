@@ -130,8 +130,9 @@ fn e2_latency_of_a_single_client() {
         let ratio = pooled.as_secs_f64() / plain.as_secs_f64();
         best = (best.0.min(added), best.1.min(ratio));
     }
-    // A timer's quantum or a missed wake-up would be milliseconds.
-    assert!(best.0 < Duration::from_micros(100) || best.1 < 2.5, "adds {:?}, {:.1} times", best.0, best.1);
+    // A timer's quantum or a missed wake-up would be milliseconds; a build without optimisation costs 100 us by itself.
+    let allowed = Duration::from_micros(if cfg!(debug_assertions) { 400 } else { 100 });
+    assert!(best.0 < allowed || best.1 < 2.5, "adds {:?}, {:.1} times", best.0, best.1);
     drop((direct, through));
     pooler.finish();
 }
