@@ -350,6 +350,11 @@ fn compare(cluster: &Cluster, pooler: &Pooler, user: &str, seed: u64) {
         let expected = answer(&mut direct, &frames);
         let got = answer_in_pieces(&mut through, &frames, &mut random);
         assert!(are_equal(&expected, &got), "{}", difference(&frames, &expected, &got));
+        if expected != got {
+            // What came after the Parse that failed was skipped: a Close, for one. From here on the two would differ.
+            direct = Client::connect(&cluster.address(), &login(user)).expect("PostgreSQL");
+            through = pooler.client(user);
+        }
     }
     through.assert_silent(Duration::from_millis(50));
 }
@@ -428,23 +433,21 @@ fn read_answer(client: &mut Client, frames: &Frames) -> Vec<Vec<u8>> {
     }
 }
 
-/// The same messages, but for one case: a statement that this server does not have cannot be prepared there in a
-/// transaction that failed. The client reads of that (25P02) in any case, but from a Parse: its routine and line are
-/// others, and it comes before PostgreSQL looks at the rest of a Bind or Describe.
+/// The same messages, or the same up to where a statement that this server does not have cannot be prepared because the
+/// transaction has failed. The client reads of that (25P02), but from a Parse: its routine and line are others, it comes
+/// before PostgreSQL looks at the rest of a Bind, and a Describe that PostgreSQL would have answered fails so. What follows
+/// is skipped up to the next Sync, be it a Close, a Query or a rollback: the rest may differ.
 fn are_equal(expected: &[Vec<u8>], got: &[Vec<u8>]) -> bool {
-    let groups = |list: &'_ [Vec<u8>]| -> Vec<Vec<Vec<u8>>> {
-        list.split_inclusive(|message| message[0] == b'Z').map(<[_]>::to_vec).collect()
+    let late = |message: &Vec<u8>| {
+        let text = String::from_utf8_lossy(message);
+        text.contains("\0C25P02\0") && text.contains("\0Rexec_parse_message\0")
     };
-    let (expected, got) = (groups(expected), groups(got));
-    expected.len() == got.len()
-        && expected.iter().zip(&got).all(|(expected, got)| {
-            let failed = |group: &[Vec<u8>]| group.last().is_some_and(|ready| ready == b"ZE");
-            let late = |message: &Vec<u8>| {
-                let text = String::from_utf8_lossy(message);
-                text.contains("\0C25P02\0") && text.contains("\0Rexec_parse_message\0")
-            };
-            expected == got || (failed(expected) && failed(got) && got.iter().any(late))
-        })
+    let at = expected.iter().zip(got).take_while(|(one, two)| one == two).count();
+    let in_failed = |ready: Option<&Vec<u8>>| ready.is_some_and(|ready| ready == b"ZE");
+    expected == got
+        || got.get(at).is_some_and(late)
+            && in_failed(got[..at].iter().rfind(|message| message[0] == b'Z'))
+            && got.last() == expected.last()
 }
 
 const LAST_QUERY: &str = "select 'the last of all'";
