@@ -417,7 +417,11 @@ impl Ledger {
         }
         let stay = self.stay(account);
         let donors = || others_of(account, shard).filter(|holding| holding.received_at + stay <= now);
-        if let Some(donor) = donors().filter(|donor| donor.idle > 0).max_by_key(|donor| donor.idle) {
+        // One that had connections at rest and clients waiting, both of late, has neither to spare nor too few: what rests
+        // there is between two transactions.
+        let has_none = heir.prospect() == 0;
+        let spares = |donor: &&Holding| donor.idle > 0 && (has_none || donor.need() == 0);
+        if let Some(donor) = donors().filter(spares).max_by_key(|donor| donor.idle) {
             return Some((donor.shard, None));
         }
         if heir.coming > 0 || !self.knows_rest(now) {
