@@ -64,6 +64,8 @@ pub(super) struct Holding {
     /// Clients that want a connection, at the shard's last level.
     pub wanting: u32,
     pub since: Instant,
+    /// Those that have waited for long.
+    pub overdue: u32,
     /// Grants and connections that the shard had not received at its last level.
     pub sent: u32,
     pub idle: u32,
@@ -102,6 +104,7 @@ impl Holding {
             kept: 0,
             wanting: 0,
             since: Instant::NEVER,
+            overdue: 0,
             sent: 0,
             idle: 0,
             idle_since: Instant::NEVER,
@@ -121,6 +124,11 @@ impl Holding {
     /// The same, if ordered moves are made.
     pub fn lack(&self) -> u32 {
         self.need().saturating_sub(self.coming)
+    }
+
+    /// Clients that have waited for long and for whom nothing is on its way.
+    pub fn pressing(&self) -> u32 {
+        self.overdue.saturating_sub(self.sent + self.coming)
     }
 
     /// Connections that can still be told to close.
@@ -173,12 +181,16 @@ impl Holding {
         assert!(self.sent >= level.received, "a shard received more than it was sent");
         self.sent -= level.received;
         (self.wanting, self.since) = (level.wanting, level.since);
-        (self.idle, self.idle_since, self.pinned) =
-            if tight { (level.idle, level.idle_since, level.pinned) } else { (0, Instant::NEVER, 0) };
+        self.forget_rest();
+        if tight {
+            (self.overdue, self.pinned) = (level.overdue, level.pinned);
+            (self.idle, self.idle_since) = (level.idle, level.idle_since);
+        }
     }
 
     pub fn forget_rest(&mut self) {
-        (self.idle, self.idle_since, self.pinned) = (0, Instant::NEVER, 0);
+        (self.overdue, self.pinned) = (0, 0);
+        (self.idle, self.idle_since) = (0, Instant::NEVER);
     }
 
     fn is_unused(&self) -> bool {

@@ -1,7 +1,7 @@
 //! The ledger's decisions: who is granted a permit, who must give one up, what moves between shards.
 
 use super::account::{Account, Holding, PATIENCE_MAX, PATIENCE_MIN};
-use super::letters::{Destination, Order, Status};
+use super::letters::{Destination, Due, Order, Status};
 use super::owner::Ledger;
 use crate::ids::ShardId;
 use crate::time::Instant;
@@ -140,7 +140,7 @@ impl Ledger {
         let spare =
             |holding: &&Holding| (!holding.is_slow(), holding.idle > 0, holding.movable(), holding.payable());
         let Some(from) = payable.max_by_key(spare).map(|holding| holding.shard) else { return false };
-        self.recall(route, from, Destination::Close, None, now);
+        self.recall(route, from, Destination::Close, Due::Next, now);
         true
     }
 
@@ -397,9 +397,9 @@ impl Ledger {
     fn relocate_to(&mut self, route: usize, shard: ShardId, now: Instant) {
         let to = if self.policy.hand_over { Destination::Shard(shard) } else { Destination::Close };
         while *self.unanswered(to) < self.policy.limit
-            && let Some((from, after)) = self.donor_for(route, shard, now)
+            && let Some((from, due)) = self.donor_for(route, shard, now)
         {
-            self.recall(route, from, to, after, now);
+            self.recall(route, from, to, due, now);
         }
         if !self.policy.hand_over {
             self.revisit(self.next_donor_at(route, shard, now));
@@ -408,7 +408,7 @@ impl Ledger {
 
     /// The shard that gives a connection up for another of the same route: one where it rests; or, one at a time, one that
     /// has more for its clients, or, if the other has none, one where nobody has waited as long.
-    fn donor_for(&self, route: usize, shard: ShardId, now: Instant) -> Option<(ShardId, Option<Instant>)> {
+    fn donor_for(&self, route: usize, shard: ShardId, now: Instant) -> Option<(ShardId, Due)> {
         let account = self.accounts[route].as_ref()?;
         let heir = account.holdings.iter().find(|holding| holding.shard == shard)?;
         // Without hand-over a connection is closed here and opened there: no more than one at a time.
@@ -417,12 +417,12 @@ impl Ledger {
         }
         let stay = self.stay(account);
         let donors = || others_of(account, shard).filter(|holding| holding.received_at + stay <= now);
-        // One that had connections at rest and clients waiting, both of late, has neither to spare nor too few: what rests
-        // there is between two transactions.
-        let has_none = heir.prospect() == 0;
-        let spares = |donor: &&Holding| donor.idle > 0 && (has_none || donor.need() == 0);
-        if let Some(donor) = donors().filter(spares).max_by_key(|donor| donor.idle) {
-            return Some((donor.shard, None));
+        // Whoever waits where there are connections is served soon as a rule, and what rests elsewhere is as a rule between
+        // two transactions: nothing moves before somebody has waited for long.
+        let resting = donors().filter(|donor| donor.idle > 0).max_by_key(|donor| donor.idle);
+        if let Some(donor) = resting.filter(|_| heir.prospect() == 0 || heir.pressing() > 0) {
+            let due = if heir.prospect() == 0 { Due::Next } else { Due::Now };
+            return Some((donor.shard, due));
         }
         if heir.coming > 0 || !self.knows_rest(now) {
             return None;
@@ -437,12 +437,12 @@ impl Ledger {
             (!donor.is_slow(), donor.prospect(), std::cmp::Reverse((donor.received_at, donor.shard)))
         };
         if let Some(donor) = richer.max_by_key(spare) {
-            return Some((donor.shard, None));
+            return Some((donor.shard, Due::Next));
         }
         if mine > 0 || heir.since == Instant::NEVER {
             return None;
         }
-        donors().max_by_key(spare).map(|donor| (donor.shard, Some(heir.since)))
+        donors().max_by_key(spare).map(|donor| (donor.shard, Due::Behind(heir.since)))
     }
 
     /// When a shard may give a connection up for another of the same route that cannot yet.

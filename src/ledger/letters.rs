@@ -63,6 +63,8 @@ pub struct Level {
     pub wanting: u32,
     /// Since when the first of them waits.
     pub since: Instant,
+    /// Clients that have waited for longer than a connection should rest elsewhere meanwhile, if the endpoint is tight.
+    pub overdue: u32,
     /// Connections at rest, if the endpoint is tight: as many as there were at once of late.
     pub idle: u32,
     /// Since when there has always been one, if that is for longer than a transaction is short.
@@ -83,14 +85,14 @@ pub enum Order {
         /// With this.
         permit: Permit,
     },
-    /// Give up a connection: one at rest, or else the next that comes to rest.
+    /// Give up a connection.
     Recall {
         /// Of this route.
         route: RouteName,
         /// What to do with it.
         to: Destination,
-        /// Only when no client here has waited since before this.
-        after: Option<Instant>,
+        /// And which.
+        due: Due,
     },
     /// Forget such a recall if it is not paid yet; it is then [void](Request::Void).
     Keep {
@@ -114,6 +116,17 @@ pub struct Status {
     pub trouble: Option<Arc<str>>,
     /// The weights of the routes that use the endpoint, added up.
     pub weights: u32,
+}
+
+/// Which connection pays a recall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// One at rest; if there is none, the recall is [void](Request::Void).
+    Now,
+    /// One at rest, or else the next that comes to rest.
+    Next,
+    /// The same, once no client here has waited since before this.
+    Behind(Instant),
 }
 
 /// What becomes of a recalled connection.

@@ -79,7 +79,7 @@ mod standing;
 
 pub use account::Totals;
 pub use homes::{PERMITS_PER_HOME, homes};
-pub use letters::{Destination, Failure, Level, Order, Reason, Request, Status, letters_max};
+pub use letters::{Destination, Due, Failure, Level, Order, Reason, Request, Status, letters_max};
 pub use owner::{Ledger, Overview, Row};
 pub use permit::Permit;
 pub use policy::{Policy, Terms, quotas};

@@ -3,7 +3,7 @@
 use super::Permit;
 use super::account::{Account, Totals};
 use super::governor::Governor;
-use super::letters::{Destination, Failure, Level, Order, Reason, Request, Status};
+use super::letters::{Destination, Due, Failure, Level, Order, Reason, Request, Status};
 use super::policy::{Policy, Terms, quotas};
 use crate::ids::{RouteName, ShardId};
 use crate::time::Instant;
@@ -322,14 +322,7 @@ impl Ledger {
         self.orders.push((shard, Order::Grant { route: name, permit: Permit::mint() }));
     }
 
-    pub(super) fn recall(
-        &mut self,
-        route: usize,
-        from: ShardId,
-        to: Destination,
-        after: Option<Instant>,
-        now: Instant,
-    ) {
+    pub(super) fn recall(&mut self, route: usize, from: ShardId, to: Destination, due: Due, now: Instant) {
         let Some(account) = &mut self.accounts[route] else {
             unreachable!("a recall is from an open account")
         };
@@ -337,7 +330,7 @@ impl Ledger {
         account.add_up();
         let name = account.name.clone();
         *self.unanswered(to) += 1;
-        self.orders.push((from, Order::Recall { route: name, to, after }));
+        self.orders.push((from, Order::Recall { route: name, to, due }));
     }
 
     pub(super) fn unanswered(&mut self, to: Destination) -> &mut u32 {

@@ -1,7 +1,10 @@
 //! A shard's side: what it holds of one endpoint's permits, and what it owes.
 
-use super::letters::{Destination, Failure, Level, Order, Reason, Request, Status};
-use super::{Permit, standing::Standing};
+use super::letters::{Destination, Due, Failure, Level, Order, Reason, Request, Status};
+use super::{
+    Permit,
+    standing::{OVERDUE, Standing},
+};
 use crate::ids::{RouteName, ShardId};
 use crate::time::Instant;
 use hashbrown::HashMap;
@@ -45,6 +48,8 @@ pub struct Share {
     watched: Vec<RouteNo>,
     /// When to look at those.
     window_ends: Instant,
+    /// When to look who has waited for long.
+    glance_at: Instant,
     /// Levels were sent and not answered.
     unanswered: bool,
     spare: Vec<Level>,
@@ -127,6 +132,7 @@ impl Default for Share {
             urgent: Vec::new(),
             watched: Vec::new(),
             window_ends: Instant::NEVER,
+            glance_at: Instant::NEVER,
             unanswered: false,
             spare: Vec::new(),
             status: Status::default(),
@@ -248,6 +254,9 @@ impl Share {
 
     /// A client of this route waits from now on, because nothing is idle.
     pub fn waits(&mut self, no: RouteNo, now: Instant) {
+        if self.status.tight && self.glance_at == Instant::NEVER {
+            self.glance_at = now + OVERDUE;
+        }
         let route = self.at(no);
         assert!(route.counts.idle == 0, "a client does not wait beside an idle connection");
         route.waiting.push_back(now);
@@ -346,7 +355,7 @@ impl Share {
     pub fn handle(&mut self, order: Order) -> Action {
         match order {
             Order::Grant { route, permit } => self.granted(&route, permit),
-            Order::Recall { route, to, after } => self.recalled(&route, to, after),
+            Order::Recall { route, to, due } => self.recalled(&route, to, due),
             Order::Keep { route, to } => {
                 if let Some(no) = self.by_name.get(&route).copied()
                     && self.at(no).forgive(to)
@@ -385,10 +394,13 @@ impl Share {
         Action::None
     }
 
-    fn recalled(&mut self, name: &RouteName, to: Destination, after: Option<Instant>) -> Action {
+    fn recalled(&mut self, name: &RouteName, to: Destination, due: Due) -> Action {
         let no = self.find(name);
         self.watch(no);
-        if !self.at(no).recall(to, after) {
+        if !self.at(no).recall(to, due) {
+            if due == Due::Now && self.at(no).forgive(to) {
+                self.void(no, to);
+            }
             self.void_excess(no);
             return Action::None;
         }
@@ -438,6 +450,11 @@ impl Share {
                 self.at(no).forget_rest();
             } else if became_tight && (counts.idle > 0 || counts.pinned > 0) {
                 self.make_urgent(no);
+            }
+            if became_tight && counts.waiting > 0 {
+                self.watch(no);
+                // At once: how long they have waited is not known here.
+                self.glance_at = Instant::default();
             }
         }
         self.requests.push(Request::Noted);
@@ -502,11 +519,14 @@ impl Share {
     /// When [`Share::tick`] wants to be called.
     #[inline]
     pub fn next_deadline(&self) -> Instant {
-        self.window_ends
+        self.window_ends.min(self.glance_at)
     }
 
-    /// A window is over: what has fallen is said.
+    /// Says who has waited for long by now and, if a window is over, what has fallen.
     pub fn tick(&mut self, now: Instant) {
+        if now >= self.glance_at {
+            self.glance(now);
+        }
         if now < self.window_ends {
             return;
         }
@@ -528,9 +548,31 @@ impl Share {
         for no in looked_at {
             let route = self.at(no);
             if !route.urgent {
-                route.begin_window();
+                route.begin_window(now);
             }
         }
+    }
+
+    /// Looks at the routes where somebody waits; all of them are watched.
+    fn glance(&mut self, now: Instant) {
+        self.glance_at = Instant::NEVER;
+        if !self.status.tight {
+            return;
+        }
+        for index in 0..self.watched.len() {
+            let no = self.watched[index];
+            let route = self.at(no);
+            let (rose, next) = (route.overdue_rose(now), route.next_overdue(now));
+            if rose {
+                self.make_urgent(no);
+            }
+            self.glance_at = self.glance_at.min(next);
+        }
+        // Not for each client: those that have just come are looked at with the next.
+        if self.glance_at != Instant::NEVER {
+            self.glance_at = self.glance_at.max(now + OVERDUE / 2);
+        }
+        self.flush(now);
     }
 
     // ---- to be read ----

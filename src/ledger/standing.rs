@@ -1,6 +1,6 @@
 //! One route in a shard's share: the counts, what was said of them, and what is owed.
 
-use super::letters::{Destination, Level, Reason};
+use super::letters::{Destination, Due, Level, Reason};
 use super::share::{Counts, WINDOW};
 use crate::ids::RouteName;
 use crate::time::Instant;
@@ -23,7 +23,7 @@ pub(super) struct Standing {
     /// Recalls to close that are not paid.
     closes: u32,
     /// Recalls to other shards that are not paid, in order of arrival.
-    moves: VecDeque<(Destination, Option<Instant>)>,
+    moves: VecDeque<(Destination, Due)>,
     /// Connections that close and pay a recall with it.
     paying: u32,
 
@@ -31,6 +31,8 @@ pub(super) struct Standing {
     told: u32,
     /// Idle and pinned connections that the ledger knows of.
     pub told_rest: (u32, u32),
+    /// Clients that wait for long that the ledger knows of, less what it has sent since.
+    told_overdue: u32,
     /// Since when the ledger believes that there has always been an idle one; `NEVER` if it does not.
     told_idle_since: Instant,
     /// Grants and arrivals since the ledger was told last.
@@ -39,6 +41,8 @@ pub(super) struct Standing {
     pub peak: u32,
     /// The most idle connections of this window.
     idle_peak: u32,
+    /// The most clients that waited for long in this window.
+    overdue_peak: u32,
     /// Is in the list of those that have to say something now.
     pub urgent: bool,
     /// Is in the list of those to look at when the window ends.
@@ -59,10 +63,12 @@ impl Standing {
             paying: 0,
             told: 0,
             told_rest: (0, 0),
+            told_overdue: 0,
             told_idle_since: Instant::NEVER,
             received: 0,
             peak: 0,
             idle_peak: 0,
+            overdue_peak: 0,
             urgent: false,
             watched: false,
         }
@@ -72,7 +78,7 @@ impl Standing {
     pub fn is_unused(&self) -> bool {
         self.counts == Counts::default()
             && self.probing.is_none()
-            && (self.told, self.told_rest, self.received) == (0, (0, 0), 0)
+            && (self.told, self.told_rest, self.told_overdue, self.received) == (0, (0, 0), 0, 0)
             && !self.urgent
             && !self.watched
     }
@@ -88,6 +94,7 @@ impl Standing {
     pub fn receive(&mut self) {
         self.received += 1;
         self.told = self.told.saturating_sub(1);
+        self.told_overdue = self.told_overdue.saturating_sub(1);
     }
 
     /// A connection that is not idle begins to close. If the route owes one to be closed, this is it.
@@ -119,15 +126,18 @@ impl Standing {
             return Some(Destination::Close);
         }
         let head = self.waiting.front().copied().unwrap_or(Instant::NEVER);
-        let comes_first = |after: Instant| head != Instant::NEVER && head <= after + MOVE_GAP;
-        let due = self.moves.iter().position(|&(_, after)| !after.is_some_and(comes_first));
-        let (to, _) = self.moves.remove(due?)?;
+        let comes_first = |due: Due| match due {
+            Due::Behind(after) => head != Instant::NEVER && head <= after + MOVE_GAP,
+            Due::Now | Due::Next => false,
+        };
+        let place = self.moves.iter().position(|&(_, due)| !comes_first(due));
+        let (to, _) = self.moves.remove(place?)?;
         self.counts.owed -= 1;
         Some(to)
     }
 
     /// A recall came. True: the connection that was idle longest pays it at once.
-    pub fn recall(&mut self, to: Destination, after: Option<Instant>) -> bool {
+    pub fn recall(&mut self, to: Destination, due: Due) -> bool {
         self.told_rest.0 = self.told_rest.0.saturating_sub(1);
         if self.counts.idle > 0 {
             self.counts.idle -= 1;
@@ -140,7 +150,7 @@ impl Standing {
         self.counts.owed += 1;
         match to {
             Destination::Close => self.closes += 1,
-            Destination::Shard(_) => self.moves.push_back((to, after)),
+            Destination::Shard(_) => self.moves.push_back((to, due)),
         }
         false
     }
@@ -205,6 +215,25 @@ impl Standing {
         exceeds(self.counts.idle, self.told_rest.0)
     }
 
+    /// Clients that have waited for so long that a connection at rest elsewhere should come.
+    fn overdue(&self, now: Instant) -> u32 {
+        let waited = self.waiting.partition_point(|&since| since + OVERDUE <= now) as u32;
+        waited.saturating_sub(self.counts.dialing)
+    }
+
+    /// Takes note of clients that have waited for long by now. True: the ledger must know.
+    pub fn overdue_rose(&mut self, now: Instant) -> bool {
+        let overdue = self.overdue(now);
+        self.overdue_peak = self.overdue_peak.max(overdue);
+        exceeds(overdue, self.told_overdue)
+    }
+
+    /// When the next client will have waited for long.
+    pub fn next_overdue(&self, now: Instant) -> Instant {
+        let waited = self.waiting.partition_point(|&since| since + OVERDUE <= now);
+        self.waiting.get(waited).map_or(Instant::NEVER, |&since| since + OVERDUE)
+    }
+
     /// The last idle connection is linked. True: the ledger must know, lest it takes what is in use for spare.
     #[inline]
     pub fn idle_ended(&self) -> bool {
@@ -213,7 +242,8 @@ impl Standing {
 
     pub fn forget_rest(&mut self) {
         (self.told_rest, self.told_idle_since) = ((0, 0), Instant::NEVER);
-        self.idle_peak = 0;
+        self.told_overdue = 0;
+        (self.idle_peak, self.overdue_peak) = (0, 0);
     }
 
     /// Since when there has been an idle connection, if that is for longer than between two transactions.
@@ -229,19 +259,22 @@ impl Standing {
         differs(self.peak, self.told)
             || (tight && (differs(rest.0, self.told_rest.0) || differs(rest.1, self.told_rest.1)))
             || (tight && self.rested_since(now) != self.told_idle_since)
+            || (tight && differs(self.overdue_peak.max(self.overdue(now)), self.told_overdue))
             || (self.told == 0 && self.received > 0)
     }
 
     /// The next window will be different though nothing happens in it: this one has seen more than there is, or what is
-    /// idle has not been for long.
+    /// idle, or waits, has not done so for long.
     pub fn is_unsettled(&self, tight: bool, now: Instant) -> bool {
         let resting = self.counts.idle > 0 && self.rested_since(now) == Instant::NEVER;
-        self.peak != self.demand() || (tight && (self.idle_peak != self.counts.idle || resting))
+        let ages = || self.overdue_peak != self.overdue(now) || self.next_overdue(now) != Instant::NEVER;
+        self.peak != self.demand() || (tight && (self.idle_peak != self.counts.idle || resting || ages()))
     }
 
-    pub fn begin_window(&mut self) {
+    pub fn begin_window(&mut self, now: Instant) {
         self.peak = self.demand();
         self.idle_peak = self.counts.idle;
+        self.overdue_peak = self.overdue(now);
     }
 
     /// What the ledger should know.
@@ -251,11 +284,13 @@ impl Standing {
         let pinned = if tight { self.counts.pinned } else { 0 };
         self.told = self.peak;
         self.told_rest = (idle, pinned);
+        self.told_overdue = if tight { self.overdue_peak.max(self.overdue(now)) } else { 0 };
         self.told_idle_since = if tight { self.rested_since(now) } else { Instant::NEVER };
         Level {
             route: self.name.clone(),
             wanting: self.peak,
             since: self.oldest(),
+            overdue: self.told_overdue,
             idle,
             idle_since: self.told_idle_since,
             pinned,
@@ -274,6 +309,11 @@ impl Standing {
 fn exceeds(is: u32, said: u32) -> bool {
     is > said + said / 4
 }
+
+/// A client that waits for longer than this is told to the ledger, so that a connection that rests elsewhere comes. Most
+/// waits are shorter where a shard has connections of its own: what rests elsewhere then is between two transactions, and
+/// both would ask for what the other has just used.
+pub(super) const OVERDUE: Duration = Duration::from_millis(1);
 
 /// A client of another shard must have waited so much longer than those here before a connection leaves them for it:
 /// what a hand-over costs is then little beside what it serves.

@@ -3,7 +3,7 @@
 use crate::world::{ClientPlan, MS, Plan, S, US, World, route_name, set_terms};
 use pgpinion::ids::ShardId;
 use pgpinion::ledger::{
-    Action, Destination, Failure, Ledger, Level, Order, Permit, Policy, Reason, Request, Rest, RouteNo,
+    Action, Destination, Due, Failure, Ledger, Level, Order, Permit, Policy, Reason, Request, Rest, RouteNo,
     Share, Status,
 };
 use pgpinion::time::Instant;
@@ -16,7 +16,7 @@ fn at(nanos: u64) -> Instant {
     Instant::from_nanos(10 * S + nanos)
 }
 
-/// A ledger with one shard that answers every status.
+/// A ledger whose shards answer every status.
 struct Desk {
     ledger: Ledger,
     now: Instant,
@@ -35,7 +35,7 @@ impl Desk {
     fn want(&mut self, route: usize, wanting: u32, received: u32) {
         let since = if wanting > 0 { self.now } else { Instant::NEVER };
         let (route, idle_since) = (route_name(route), Instant::NEVER);
-        let level = Level { route, wanting, since, idle: 0, idle_since, pinned: 0, received };
+        let level = Level { route, wanting, since, overdue: 0, idle: 0, idle_since, pinned: 0, received };
         self.say(Request::Levels(vec![level]));
     }
 
@@ -48,7 +48,7 @@ impl Desk {
         self.pass(MS);
         self.ledger.tick(self.now);
         let (mut grants, mut others) = (Vec::new(), Vec::new());
-        for (_, order) in self.ledger.take_orders() {
+        for (to, order) in self.ledger.take_orders() {
             match order {
                 Order::Grant { route, permit } => {
                     let number = (0..99).find(|&number| route_name(number) == route).unwrap();
@@ -56,7 +56,7 @@ impl Desk {
                     self.permits.push((number, permit));
                 }
                 Order::Status(status) => {
-                    self.say(Request::Noted);
+                    self.ledger.handle(to, Request::Noted, self.now);
                     others.push(Order::Status(status));
                 }
                 Order::Seen(_) => {}
@@ -122,7 +122,7 @@ impl Quietly for Share {
 }
 
 fn recall(to: Destination) -> Order {
-    Order::Recall { route: route_name(0), to, after: None }
+    Order::Recall { route: route_name(0), to, due: Due::Next }
 }
 
 fn levels(share: &mut Share) -> Vec<Level> {
@@ -160,9 +160,47 @@ fn a_client_that_has_waited_as_long_comes_before_one_of_another_shard() {
     share.waits(route, at(MS));
     share.waits(route, at(9 * MS));
     let (route_of, to) = (route_name(0), Destination::Shard(THERE));
-    share.handle_quietly(Order::Recall { route: route_of, to, after: Some(at(2 * MS)) });
+    share.handle_quietly(Order::Recall { route: route_of, to, due: Due::Behind(at(2 * MS)) });
     assert_eq!(share.rest(route, at(10 * MS)), Rest::Serve);
     assert_eq!(share.rest(route, at(11 * MS)), Rest::HandOver(THERE));
+}
+
+#[test]
+fn what_is_recalled_only_from_rest_is_not_taken_from_a_client() {
+    let (mut share, route, _permits) = share_with(1, at(0));
+    let (name, to) = (route_name(0), Destination::Shard(THERE));
+    share.handle_quietly(Order::Recall { route: name, to, due: Due::Now });
+    assert!(matches!(share.take_requests()[..], [Request::Void { .. }]));
+    share.waits(route, at(MS));
+    assert_eq!(share.rest(route, at(2 * MS)), Rest::Serve);
+}
+
+/// Told once when the first has waited for a millisecond, and again when nobody does any more.
+#[test]
+fn long_waits_are_told() {
+    let (mut share, route, _permits) = share_with(1, at(0));
+    share.handle_quietly(Order::Status(Status { tight: true, ..Status::default() }));
+    share.waits(route, at(5 * MS));
+    share.flush(at(5 * MS));
+    levels(&mut share);
+    share.handle_quietly(Order::Seen(Vec::new()));
+    assert!(share.next_deadline() <= at(6 * MS));
+    share.tick(at(6 * MS));
+    assert!(matches!(levels(&mut share)[..], [Level { wanting: 1, overdue: 1, .. }]));
+    share.handle_quietly(Order::Seen(Vec::new()));
+    assert_eq!(share.rest(route, at(7 * MS)), Rest::Serve);
+    share.flush(at(7 * MS));
+    let mut told = Vec::new();
+    for _ in 0..9 {
+        let next = share.next_deadline();
+        if next == Instant::NEVER {
+            break;
+        }
+        share.tick(next);
+        told.extend(levels(&mut share));
+    }
+    assert!(matches!(told[..], [Level { wanting: 0, overdue: 0, .. }]), "{told:?}");
+    assert_eq!(share.next_deadline(), Instant::NEVER, "nothing happens any more");
 }
 
 #[test]
@@ -515,6 +553,7 @@ fn a_lower_limit_does_not_stop_moves() {
         route: route_name(0),
         wanting: 1,
         since: desk.now,
+        overdue: 0,
         idle: 0,
         idle_since: Instant::NEVER,
         pinned: 0,
@@ -526,6 +565,50 @@ fn a_lower_limit_does_not_stop_moves() {
     let (_, others) = desk.decide();
     let moved = |each: &Order| matches!(each, Order::Recall { to: Destination::Shard(THERE), .. });
     assert!(others.iter().any(moved), "{others:?}");
+}
+
+/// Two shards that are both busy took from each other what rested between two transactions: 5,000 moves a second, which
+/// cost as much as the transactions.
+#[test]
+fn a_shard_with_connections_of_its_own_gets_another_when_somebody_has_waited_for_long() {
+    let mut desk = Desk::new(Policy::even(2));
+    desk.want(0, 1, 0);
+    assert_eq!(desk.decide().0, [0]);
+    desk.open(0);
+    desk.want(0, 0, 1);
+    let mut level = Level {
+        route: route_name(0),
+        wanting: 1,
+        since: desk.now,
+        overdue: 0,
+        idle: 0,
+        idle_since: Instant::NEVER,
+        pinned: 0,
+        received: 0,
+    };
+    let there = |desk: &mut Desk, level: &Level| {
+        desk.ledger.handle(THERE, Request::Levels(vec![level.clone()]), desk.now);
+    };
+    there(&mut desk, &level);
+    assert_eq!(desk.decide().0, [0]);
+    desk.ledger.handle(
+        THERE,
+        Request::Opened { route: route_name(0), took: Duration::from_millis(5) },
+        desk.now,
+    );
+    level.received = 1;
+    there(&mut desk, &level);
+    desk.decide();
+    level.received = 0;
+    desk.say(Request::Levels(vec![Level { idle: 1, ..level.clone() }]));
+    let moves = |orders: &[Order]| orders.iter().any(|each| matches!(each, Order::Recall { .. }));
+    let (_, others) = desk.decide();
+    assert!(!moves(&others), "{others:?}");
+    level.overdue = 1;
+    there(&mut desk, &level);
+    let (_, others) = desk.decide();
+    let to_there = |to: &Destination| *to == Destination::Shard(THERE);
+    assert!(matches!(&others[..], [Order::Recall { to, due: Due::Now, .. }] if to_there(to)), "{others:?}");
 }
 
 /// What came back between the last decisions and a reload was counted as held by users for ever.
