@@ -45,6 +45,8 @@ pub(super) struct Sums {
     /// Connections at rest, as far as known.
     pub idle: u32,
     pub idle_since: Instant,
+    /// None of the shards that have permits has clients.
+    pub deserted: bool,
 }
 
 /// What one shard has of a route.
@@ -70,6 +72,7 @@ pub(super) struct Holding {
     pub sent: u32,
     pub idle: u32,
     pub idle_since: Instant,
+    pub deserted: bool,
     pub pinned: u32,
     /// Since when the oldest recall, or the last answer to one, is.
     pub owing_since: Instant,
@@ -108,6 +111,7 @@ impl Holding {
             sent: 0,
             idle: 0,
             idle_since: Instant::NEVER,
+            deserted: false,
             pinned: 0,
             owing_since: Instant::NEVER,
             patience: PATIENCE_MIN,
@@ -185,11 +189,12 @@ impl Holding {
         if tight {
             (self.overdue, self.pinned) = (level.overdue, level.pinned);
             (self.idle, self.idle_since) = (level.idle, level.idle_since);
+            self.deserted = level.deserted;
         }
     }
 
     pub fn forget_rest(&mut self) {
-        (self.overdue, self.pinned) = (0, 0);
+        (self.overdue, self.pinned, self.deserted) = (0, 0, false);
         (self.idle, self.idle_since) = (0, Instant::NEVER);
     }
 
@@ -228,7 +233,8 @@ impl Account {
 
     /// Adds up the holdings, which have changed.
     pub fn add_up(&mut self) {
-        let mut sums = Sums { since: Instant::NEVER, idle_since: Instant::NEVER, ..Sums::default() };
+        let mut sums =
+            Sums { since: Instant::NEVER, idle_since: Instant::NEVER, deserted: true, ..Sums::default() };
         for each in &self.holdings {
             sums.credit += each.credit;
             // Some will find nothing left to close.
@@ -237,6 +243,7 @@ impl Account {
             sums.need += each.need();
             sums.lack += each.lack();
             sums.idle += each.idle;
+            sums.deserted &= each.deserted || each.credit == 0;
             if each.need() > 0 {
                 sums.since = sums.since.min(each.since);
             }

@@ -286,6 +286,7 @@ impl Ledger {
         let had_for_long = rich.granted_at + self.quantum(rich);
         let unused_at = match resting {
             false => Instant::NEVER,
+            true if rich.sums.deserted => idle_for(Duration::ZERO),
             true if poorest => idle_for(IDLE_MIN).min(had_for_long),
             true if far => idle_for(IDLE_MIN),
             true => idle_for(self.linger()),
@@ -598,8 +599,8 @@ const QUANTUM_MIN: Duration = Duration::from_millis(50);
 const LINGER_MIN: Duration = Duration::from_millis(200);
 
 /// A route that has one permit more than another, because they cannot be divided, passes it on when it has had it for
-/// a second (and twenty times what opening a connection takes) more.
-const TURN_DEBT_MIN: Duration = Duration::from_secs(1);
+/// two seconds (and twenty times what opening a connection takes) more.
+const TURN_DEBT_MIN: Duration = Duration::from_secs(2);
 
 /// No debt is foreseen for longer than these seconds.
 const DEBT_FORESEEN_MAX: f64 = 3600.0;

@@ -69,6 +69,8 @@ pub struct Level {
     pub idle: u32,
     /// Since when there has always been one, if that is for longer than a transaction is short.
     pub idle_since: Instant,
+    /// No client of the route is connected here, and the last one had not come for a moment only; if the endpoint is tight.
+    pub deserted: bool,
     /// Connections that their clients keep for more than a transaction, if the endpoint is tight.
     pub pinned: u32,
     /// Grants and connections that have come since the last level of this route.

@@ -280,6 +280,23 @@ impl Share {
         self.demand_rose(no);
     }
 
+    /// The last client of this route has left, `for_good` if it had not come for a moment only: nobody will miss what rests.
+    pub fn deserted(&mut self, no: RouteNo, for_good: bool) {
+        self.set_deserted(no, for_good);
+    }
+
+    /// A client of this route has come.
+    pub fn visited(&mut self, no: RouteNo) {
+        self.set_deserted(no, false);
+    }
+
+    fn set_deserted(&mut self, no: RouteNo, deserted: bool) {
+        let tight = self.status.tight;
+        if self.at(no).desert(deserted) && tight {
+            self.make_urgent(no);
+        }
+    }
+
     /// A linked connection is its client's for more than a transaction; or, with `false`, no longer. It must not pay a
     /// recall meanwhile.
     pub fn pin(&mut self, no: RouteNo, pinned: bool) {

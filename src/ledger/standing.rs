@@ -18,6 +18,8 @@ pub(super) struct Standing {
     pub waiting: VecDeque<Instant>,
     /// Somebody waits for any connection at all.
     pub probing: Option<Instant>,
+    /// No client is here, and the last one was not here for a moment only.
+    pub deserted: bool,
     /// Since when there has been an idle connection without a break.
     pub idle_since: Instant,
     /// Recalls to close that are not paid.
@@ -33,6 +35,7 @@ pub(super) struct Standing {
     pub told_rest: (u32, u32),
     /// Clients that wait for long that the ledger knows of, less what it has sent since.
     told_overdue: u32,
+    told_deserted: bool,
     /// Since when the ledger believes that there has always been an idle one; `NEVER` if it does not.
     told_idle_since: Instant,
     /// Grants and arrivals since the ledger was told last.
@@ -57,6 +60,7 @@ impl Standing {
             counts: Counts::default(),
             waiting: VecDeque::new(),
             probing: None,
+            deserted: false,
             idle_since: Instant::NEVER,
             closes: 0,
             moves: VecDeque::new(),
@@ -64,6 +68,7 @@ impl Standing {
             told: 0,
             told_rest: (0, 0),
             told_overdue: 0,
+            told_deserted: false,
             told_idle_since: Instant::NEVER,
             received: 0,
             peak: 0,
@@ -240,15 +245,21 @@ impl Standing {
         self.counts.idle == 0 && self.told_idle_since != Instant::NEVER
     }
 
+    /// The first client has come, or the last has left. True: the ledger must know, if it knows what rests.
+    pub fn desert(&mut self, deserted: bool) -> bool {
+        self.deserted = deserted;
+        self.told_deserted != deserted && self.counts.held > 0
+    }
+
     pub fn forget_rest(&mut self) {
         (self.told_rest, self.told_idle_since) = ((0, 0), Instant::NEVER);
-        self.told_overdue = 0;
+        (self.told_overdue, self.told_deserted) = (0, false);
         (self.idle_peak, self.overdue_peak) = (0, 0);
     }
 
-    /// Since when there has been an idle connection, if that is for longer than between two transactions.
+    /// Since when there has been an idle connection, if that is for longer than between two transactions, or the last.
     fn rested_since(&self, now: Instant) -> Instant {
-        let rested = self.counts.idle > 0 && now.since(self.idle_since) >= WINDOW;
+        let rested = self.counts.idle > 0 && (self.deserted || now.since(self.idle_since) >= WINDOW);
         if rested { self.idle_since } else { Instant::NEVER }
     }
 
@@ -259,6 +270,7 @@ impl Standing {
         differs(self.peak, self.told)
             || (tight && (differs(rest.0, self.told_rest.0) || differs(rest.1, self.told_rest.1)))
             || (tight && self.rested_since(now) != self.told_idle_since)
+            || (tight && self.deserted != self.told_deserted && self.counts.held > 0)
             || (tight && differs(self.overdue_peak.max(self.overdue(now)), self.told_overdue))
             || (self.told == 0 && self.received > 0)
     }
@@ -285,6 +297,7 @@ impl Standing {
         self.told = self.peak;
         self.told_rest = (idle, pinned);
         self.told_overdue = if tight { self.overdue_peak.max(self.overdue(now)) } else { 0 };
+        self.told_deserted = tight && self.deserted;
         self.told_idle_since = if tight { self.rested_since(now) } else { Instant::NEVER };
         Level {
             route: self.name.clone(),
@@ -293,6 +306,7 @@ impl Standing {
             overdue: self.told_overdue,
             idle,
             idle_since: self.told_idle_since,
+            deserted: self.told_deserted,
             pinned,
             received: std::mem::take(&mut self.received),
         }

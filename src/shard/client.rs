@@ -545,6 +545,7 @@ impl Shard {
         client.pending = Vec::new();
         client.deadline.clear();
         let (socket, session_id, route) = (client.socket, client.session_id, client.route.take());
+        let stayed = self.now.since(client.connected);
         let within_body = client.session.is_within_body();
         let mut can_speak = true;
         match state {
@@ -567,7 +568,7 @@ impl Shard {
         self.effects.push(Effect::Close { socket, linger });
         if let Some(route) = route {
             self.forget_check(route, key);
-            self.leave_route(route);
+            self.leave_route(route, stayed);
         }
         self.log_leave(key, session_id, reason);
     }

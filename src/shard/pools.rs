@@ -76,6 +76,11 @@ impl Shard {
         let now = self.now;
         let Some(route) = self.routes.get_mut(key) else { return };
         route.clients += 1;
+        if route.clients == 1 {
+            let (endpoint, no) = (route.endpoint, route.no);
+            self.share(endpoint).visited(no);
+        }
+        let Some(route) = self.routes.get_mut(key) else { return };
         if route.parameters.is_some() {
             self.set_client_deadline(client, now.deadline(self.config.timeouts.query_wait));
             return self.admit(client);
@@ -94,11 +99,15 @@ impl Shard {
         }
     }
 
-    /// A client has left a route. A route that nobody uses is forgotten.
-    pub(super) fn leave_route(&mut self, key: RouteKey) {
+    /// A client has left a route, after having been connected for this long. A route that nobody uses is forgotten.
+    pub(super) fn leave_route(&mut self, key: RouteKey, stayed: Duration) {
         let Some(route) = self.routes.get_mut(key) else { return };
         assert!(route.clients > 0, "a client that leaves a route has entered it");
         route.clients -= 1;
+        if route.clients == 0 {
+            let (endpoint, no) = (route.endpoint, route.no);
+            self.share(endpoint).deserted(no, stayed >= VISIT_MIN);
+        }
         self.forget_unused(key);
     }
 
@@ -307,3 +316,7 @@ impl Shard {
 
 /// A login that the server refused is not tried again for this long: a wrong password is not a reason to storm it.
 const LOGIN_RETRY: Duration = Duration::from_secs(1);
+
+/// Whoever leaves sooner than this probably comes again soon, as programs do that connect for each request: what rests
+/// here is left alone for a while.
+const VISIT_MIN: Duration = Duration::from_secs(1);

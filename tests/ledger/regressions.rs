@@ -35,7 +35,17 @@ impl Desk {
     fn want(&mut self, route: usize, wanting: u32, received: u32) {
         let since = if wanting > 0 { self.now } else { Instant::NEVER };
         let (route, idle_since) = (route_name(route), Instant::NEVER);
-        let level = Level { route, wanting, since, overdue: 0, idle: 0, idle_since, pinned: 0, received };
+        let level = Level {
+            route,
+            wanting,
+            since,
+            overdue: 0,
+            idle: 0,
+            idle_since,
+            deserted: false,
+            pinned: 0,
+            received,
+        };
         self.say(Request::Levels(vec![level]));
     }
 
@@ -556,6 +566,7 @@ fn a_lower_limit_does_not_stop_moves() {
         overdue: 0,
         idle: 0,
         idle_since: Instant::NEVER,
+        deserted: false,
         pinned: 0,
         received: 0,
     };
@@ -583,6 +594,7 @@ fn a_shard_with_connections_of_its_own_gets_another_when_somebody_has_waited_for
         overdue: 0,
         idle: 0,
         idle_since: Instant::NEVER,
+        deserted: false,
         pinned: 0,
         received: 0,
     };
