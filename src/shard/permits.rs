@@ -249,15 +249,15 @@ impl Shard {
         }
     }
 
-    /// An idle server, or one that has just come to rest, is closed for another route's sake. The share has counted it
-    /// already.
+    /// An idle server, or one that has just come to rest, is closed for the sake of another route, or of a lower limit.
+    /// The share has counted it already.
     pub(super) fn close_recalled(&mut self, key: ServerKey) {
         let Some(server) = self.servers.get_mut(key) else { return };
         server.end_is_counted = true;
         if let Some(route) = self.routes.get_mut(server.route) {
             route.counts.recalled += 1;
         }
-        self.close_server(key, "its permit goes to another route");
+        self.close_server(key, "its permit is recalled");
     }
 
     /// The end of a server begins: the share must know.

@@ -274,7 +274,7 @@ fn without_hand_over_it_is_closed_here_and_opened_there() {
     shards.pass(Duration::from_millis(100));
     shards.settle();
     assert!(!shards.sides[0].is_taking());
-    assert!(shards.sides[0].logged("its permit goes to another route"), "{:?}", shards.sides[0].log);
+    assert!(shards.sides[0].logged("its permit is recalled"), "{:?}", shards.sides[0].log);
     assert!(shards.sides[1].dials.is_empty(), "PostgreSQL has not closed it yet");
     assert_eq!(shards.sides[0].close_all(), 1);
     shards.settle();

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cluster::Cluster;
+use crate::console::{console, plan, values};
 use crate::pooler::{Plan, Target};
 use crate::process::eventually;
 use crate::wire::{Client, Frames, cancel};
@@ -63,18 +64,24 @@ fn who_waits_for_a_server_is_cancelled_there() {
     }
     let cluster = Cluster::shared();
     let user = cluster.user("user");
-    let pooler = Plan::new(cluster).max_connections(1).start();
+    let pooler = plan(cluster).max_connections(1).start();
+    let mut admin = console(&pooler);
+    let mut waits = || {
+        eventually("the client waits", Duration::from_secs(5), || {
+            values(&mut admin, "SHOW QUOTA", &[("user", &user), ("shard", "all")], "waiting") == ["1"]
+        })
+    };
     let mut holder = pooler.client(&user);
     holder.query("begin").expect("a server");
     let mut client = pooler.client(&user);
     // A query, and a batch of which the Sync comes later.
     client.send(&Frames::new().query("select 1").0).expect("open");
-    thread::sleep(Duration::from_millis(50));
+    waits();
     cancel(&pooler.address, &client.key());
     let reply = client.collect().expect("an answer");
     assert_eq!((reply.code(), reply.status, reply.sequence.as_str()), ("57014", b'I', "EZ"));
     client.send(&Frames::new().unnamed("select 2", &[]).0).expect("open");
-    thread::sleep(Duration::from_millis(50));
+    waits();
     cancel(&pooler.address, &client.key());
     assert_eq!(client.read().expect("an answer").error().code, "57014");
     client.send(&Frames::new().unnamed("select 3", &[]).sync().query("select 4").0).expect("open");

@@ -7,7 +7,7 @@ use super::{MS, pick, seconds};
 use crate::cluster::Cluster;
 use crate::console::{console, plan, values};
 use crate::pooler::{Pooler, Target};
-use crate::process::cpus;
+use crate::process::{cpus, eventually};
 use crate::random::Random;
 use crate::wire::Client;
 
@@ -60,7 +60,7 @@ fn clients_of_another_core_get_their_part() {
     let second = clients_on(&pooler, &mut admin, &user, 1, 8);
     let first = clients_on(&pooler, &mut admin, &user, 0, 8);
     let first = Demand::of(first, "select pg_sleep(0.01)");
-    std::thread::sleep(500 * MS);
+    eventually("the first core is at work", Duration::from_secs(5), || first.served() >= 100);
     let came = Instant::now();
     let second = Demand::of(second, "select pg_sleep(0.01)");
     while second.served() == 0 {
