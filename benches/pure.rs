@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use pgpinion::config::Config;
+use pgpinion::config::{Config, LeakPolicy};
 use pgpinion::ids::{Owner, ShardId, SocketId};
 use pgpinion::shard::{Effect, Party, Peer, Shard};
 use pgpinion::time::Instant;
@@ -46,8 +46,9 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Self {
-        let config = Config::upstream("127.0.0.1:5432", &[0]).expect("a valid address");
+    fn new(leak_policy: LeakPolicy) -> Self {
+        let mut config = Config::upstream("127.0.0.1:5432", &[0]).expect("a valid address");
+        config.leak_policy = leak_policy;
         let shard = Shard::new(Arc::new(config), ShardId(0), 1, 1);
         let none = Owner(0);
         let mut bench = Self { shard, effects: Vec::new(), client: none, server: none };
@@ -91,13 +92,28 @@ impl Bench {
 }
 
 fn query(criterion: &mut Criterion) {
-    let mut bench = Bench::new();
-    let question = message(b'Q', b"select 1\0");
+    let long = format!("select {} from accounts where aid = 1", "a.very_long_name, ".repeat(50));
+    let texts = [("select 1", "select 1"), ("1 KB", &long)];
+    for (name, text) in texts {
+        for policy in [LeakPolicy::Allow, LeakPolicy::Reset] {
+            one_query(
+                criterion,
+                &format!("link, pass on, answer, release: {name}, {policy:?}"),
+                text,
+                policy,
+            );
+        }
+    }
+}
+
+fn one_query(criterion: &mut Criterion, name: &str, text: &str, policy: LeakPolicy) {
+    let mut bench = Bench::new(policy);
+    let question = message(b'Q', format!("{text}\0").as_bytes());
     let answer =
         [message(b'T', &[0; 30]), message(b'D', &[0; 7]), message(b'C', b"SELECT 1\0"), message(b'Z', b"I")];
     let answer = answer.concat();
     let (client, server) = (bench.client, bench.server);
-    criterion.bench_function("link, pass on, answer, release", |bencher| {
+    criterion.bench_function(name, |bencher| {
         bencher.iter(|| {
             bench.event(client, black_box(&question));
             bench.sent(server);

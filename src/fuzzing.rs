@@ -1,7 +1,8 @@
 //! What the fuzz targets call: bytes of a peer, taken through the same code as in production, with what must hold
 //! afterwards. A violation panics.
 
-use crate::prepared::{Exchange, Names, OnServer, Show, Statements};
+use crate::guard::{self, Kind, Kinds};
+use crate::prepared::{Exchange, Names, OnServer, Show, Statements, Watch};
 use crate::server::{Credentials, Login, Owed};
 use crate::session::{Link, Opening, Progress, Session};
 use crate::wire::error::Report;
@@ -32,12 +33,14 @@ pub fn client(bytes: &[u8]) {
     let cut = usize::from(cut).min(stream.len());
     let pieces = [&stream[..cut], &stream[cut..]];
     assert_eq!(passed(&pieces), whole, "the cut does not matter");
-    let mut followed = Followed::default();
-    followed.pass(&[stream]);
-    let mut in_pieces = Followed::default();
-    in_pieces.pass(&pieces);
-    assert_eq!(in_pieces.sent, followed.sent, "nor if statements are followed");
-    assert_eq!(in_pieces.server.in_flight(), followed.server.in_flight());
+    for watches in [false, true] {
+        let mut followed = Followed { watches, ..Followed::default() };
+        followed.pass(&[stream]);
+        let mut in_pieces = Followed { watches, ..Followed::default() };
+        in_pieces.pass(&pieces);
+        assert_eq!(in_pieces.sent, followed.sent, "nor if statements are followed");
+        assert_eq!(in_pieces.server.in_flight(), followed.server.in_flight());
+    }
 }
 
 /// A client whose named statements are followed, and its server.
@@ -48,6 +51,8 @@ struct Followed {
     names: Option<Box<Names>>,
     server: OnServer,
     statements: Statements,
+    /// What would be left behind is refused.
+    watches: bool,
     sent: Vec<u8>,
 }
 
@@ -66,6 +71,12 @@ impl Followed {
                 server: &mut self.server,
                 failed: false,
                 statements_max: 2,
+                follows: true,
+                watch: self.watches.then(|| Watch {
+                    session: guard::Session { follows: &|_| false, escapes: &|| false },
+                    refused: Kind::ALL.into_iter().collect(),
+                    seen: Kinds::NONE,
+                }),
                 out: &mut out,
             };
             let mut link = Link { owed: &mut self.owed, prepared: Some(prepared) };

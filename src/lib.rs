@@ -11,6 +11,7 @@
 //! wire                          bytes <-> messages: framing, startup, errors
 //! config                        what the operator asked for, valid by construction
 //! parameters                    values of sessions, and how a server gets its client's
+//! guard                         what commands leave behind that does not follow their client
 //! cancel_key                    where a client that may be cancelled lives
 //! admin                         the console: commands and their answers
 //! server session pool ledger    machines: what a server owes, what a client's bytes mean, who waits, permits
@@ -61,6 +62,7 @@ pub mod control;
 #[cfg(feature = "runtime")]
 pub mod engine;
 pub mod fuzzing;
+pub mod guard;
 pub mod ids;
 pub mod ledger;
 pub mod limits;

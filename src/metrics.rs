@@ -142,6 +142,8 @@ pub struct RouteReport {
     pub idle: usize,
     /// Connections that serve a client.
     pub linked: usize,
+    /// Of these, connections that their clients keep for longer than a transaction.
+    pub pinned: usize,
     /// Clients that wait for one.
     pub waiting: usize,
     /// Connections it can insist on while others want some.
@@ -166,6 +168,7 @@ impl RouteReport {
         self.permits += other.permits;
         self.idle += other.idle;
         self.linked += other.linked;
+        self.pinned += other.pinned;
         self.waiting += other.waiting;
         self.quota = self.quota.max(other.quota);
         self.counts.granted += other.counts.granted;

@@ -253,10 +253,10 @@ impl Session {
     }
 }
 
-/// These may name a prepared statement; a Query rarely does.
+/// These may name a prepared statement, which a Query rarely does, or leave something on the server.
 #[inline]
 fn is_about_statements(tag: u8) -> bool {
-    matches!(tag, tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE | tag::QUERY)
+    matches!(tag, tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE | tag::QUERY | tag::FUNCTION_CALL)
 }
 
 fn check(tag: u8, length: u32) -> Result<(), Refusal> {

@@ -20,7 +20,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // Machines.
     ("config", &["log_line"]),
     ("server", &["wire", "limits"]),
-    ("prepared", &["wire", "limits", "server"]),
+    ("guard", &[]),
+    ("prepared", &["wire", "limits", "server", "guard"]),
     ("session", &["wire", "limits", "prepared", "server"]),
     ("cancel_key", &["ids"]),
     ("parameters", &["wire"]),
@@ -35,6 +36,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "admin",
             "cancel_key",
             "config",
+            "guard",
             "ids",
             "ledger",
             "limits",
@@ -65,7 +67,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("arguments", &["config"]),
-    ("fuzzing", &["prepared", "server", "session", "wire"]),
+    ("fuzzing", &["guard", "prepared", "server", "session", "wire"]),
     ("main", &["arguments", "config", "control", "engine"]),
 ];
 
@@ -90,6 +92,7 @@ const PURE: &[&str] = &[
     "mail",
     "shard",
     "prepared",
+    "guard",
 ];
 
 fn source() -> PathBuf {

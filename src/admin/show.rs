@@ -39,7 +39,8 @@ fn name_of(route: &RouteReport) -> (&str, &str, &str) {
 fn quota_row(shard: &str, route: &RouteReport) -> Vec<Option<String>> {
     let (counts, waits) = (&route.counts, &route.waits);
     let names = [&route.endpoint, &route.database, &route.user].map(|name| Some(name.clone()));
-    let now = [route.clients, route.permits, route.linked, route.idle, route.waiting, route.quota];
+    let now =
+        [route.clients, route.permits, route.linked, route.pinned, route.idle, route.waiting, route.quota];
     let done =
         [counts.granted, counts.recalled, counts.handed_in, counts.handed_out, counts.steered, waits.count()];
     let times = [waits.quantile(0.5), waits.quantile(0.99), waits.max(), route.longest];
@@ -129,6 +130,7 @@ const QUOTA: &[(&str, ColumnType)] = &[
     ("clients", Int8),
     ("permits", Int8),
     ("linked", Int8),
+    ("pinned", Int8),
     ("idle", Int8),
     ("waiting", Int8),
     ("quota", Int8),

@@ -328,6 +328,7 @@ fn blank_route(database: &str, user: &str) -> RouteSettings {
         weight: 0,
         min_connections: 0,
         max_connections: None,
+        leak_policy: None,
     }
 }
 
@@ -358,6 +359,7 @@ fn blank() -> Config {
         server_reset_query: String::new(),
         ignore_startup_parameters: Vec::new(),
         track_extra_parameters: Vec::new(),
+        leak_policy: LeakPolicy::Allow,
         tcp: Tcp {
             keepalive: false,
             idle: Duration::ZERO,

@@ -70,6 +70,8 @@ pub struct Config {
     pub ignore_startup_parameters: Vec<String>,
     /// Parameters of startup packets that are honoured beside those that always are.
     pub track_extra_parameters: Vec<String>,
+    /// What is done about state of a session that cannot follow its client, unless its route says otherwise.
+    pub leak_policy: LeakPolicy,
     /// Options of TCP sockets.
     pub tcp: Tcp,
     /// What is logged, and how.
@@ -110,6 +112,21 @@ pub enum PoolMode {
     Transaction,
     /// After each statement; transactions of several statements are refused.
     Statement,
+}
+
+/// What is done about state that a client leaves in a server's session, where servers are shared by transactions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LeakPolicy {
+    /// Nothing: whoever gets the server next finds it.
+    Allow,
+    /// The same, and the log says so.
+    Log,
+    /// The server forgets it before another client gets it.
+    Reset,
+    /// The server stays with its client.
+    Pin,
+    /// The command is refused.
+    Refuse,
 }
 
 /// How clients prove who they are.
@@ -259,6 +276,8 @@ pub struct RouteSettings {
     pub min_connections: usize,
     /// Connections it can have at most; `None` for as many as [`Terms::ceiling`] says.
     pub max_connections: Option<usize>,
+    /// Its own [`Config::leak_policy`].
+    pub leak_policy: Option<LeakPolicy>,
 }
 
 /// What holds for one route's connections, wherever it is said.
@@ -326,9 +345,18 @@ impl Config {
         &self.endpoints[database.endpoint]
     }
 
+    fn route(&self, database: &str, user: &str) -> Option<&RouteSettings> {
+        self.routes.iter().find(|route| route.database == database && route.user == user)
+    }
+
+    /// What is done about what clients that ask for `database` as `user` leave in their servers' sessions.
+    pub fn leak_policy_of(&self, database: &str, user: &str) -> LeakPolicy {
+        self.route(database, user).and_then(|route| route.leak_policy).unwrap_or(self.leak_policy)
+    }
+
     /// What holds for the route of clients that ask for `database` as `user`.
     pub fn terms(&self, database: &str, user: &str) -> Terms {
-        let own = self.routes.iter().find(|route| route.database == database && route.user == user);
+        let own = self.route(database, user);
         let pool_size = self.database(database).and_then(|database| database.pool_size);
         Terms {
             weight: own.map_or(1, |route| route.weight),

@@ -32,6 +32,7 @@ impl Config {
             admin_users: new.admin_users.clone(),
             ignore_startup_parameters: new.ignore_startup_parameters.clone(),
             track_extra_parameters: new.track_extra_parameters.clone(),
+            leak_policy: new.leak_policy,
             timeouts: new.timeouts,
             log: new.log,
             stats_period: new.stats_period,

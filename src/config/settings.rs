@@ -220,6 +220,14 @@ pub(super) const GENERAL: &[General] = &[
     )
     .live(),
     General::new(
+        "leak_policy",
+        r#""reset""#,
+        "allow, log, reset, pin or refuse",
+        |c| &mut c.leak_policy,
+        "what is done in transaction and statement pooling about what cannot follow a client, such as LISTEN",
+    )
+    .live(),
+    General::new(
         "query_wait_timeout",
         "120",
         "seconds, 0 = off",
@@ -478,6 +486,7 @@ pub(super) const ROUTE: &[OfRoute] = &[
     OfRoute::new("max_connections", "", "20", |r| &mut r.max_connections, "connections it can have at most")
         .within(1, CONNECTIONS_MAX)
         .live(),
+    OfRoute::new("leak_policy", "", r#""pin""#, |r| &mut r.leak_policy, "a leak_policy of its own").live(),
 ];
 
 /// `[default]` and `[[core]]` of cores.toml.

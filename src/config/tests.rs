@@ -47,6 +47,7 @@ fn nothing_said_means_the_defaults() {
     assert_eq!(config.auth_type, AuthType::Trust);
     assert!(config.admin_users.is_empty() && config.metrics_listen.is_none());
     assert_eq!(config.server_reset_query, "DISCARD ALL");
+    assert_eq!(config.leak_policy_of("any", "user"), LeakPolicy::Reset);
     assert_eq!(
         config.timeouts,
         Timeouts {
@@ -180,6 +181,7 @@ endpoint = "second"
 weight = 2
 min_connections = 1
 max_connections = 20
+leak_policy = "refuse"
 "#;
     let cores = "housekeeping = [0]\n[default]\nrecv_buffers = 256\n[[core]]\ncpu = 3\nbusy_poll_us = 50\n[[core]]\ncpu = 1\n";
     let files = [("etc/cores.toml", cores), ("etc/userlist.txt", "\"batch\" \"md5x\"\n")];
@@ -225,6 +227,8 @@ max_connections = 20
         config.cores.shards.iter().map(|s| (s.cpu, s.recv_buffers, s.busy_poll_us)).collect();
     assert_eq!(shards, [(3, 256, 50), (1, 256, 0)]);
     assert_eq!(config.cores.housekeeping, [0]);
+    let policies = ["batch", "other"].map(|user| config.leak_policy_of("app", user));
+    assert_eq!(policies, [LeakPolicy::Refuse, LeakPolicy::Reset]);
     assert_eq!((config.routes[0].weight, config.routes[0].max_connections), (2, Some(20)));
     assert_eq!(config.descriptors_needed(), 10_000 + 2 * 190 + 7 * 2 + 2 * 16 + 64);
 }
@@ -314,6 +318,15 @@ const BAD_GENERAL: &[(&str, &str)] = &[
     (
         "pool_mode = \"transactions\"",
         "2:13: `pool_mode` must be \"session\", \"transaction\" or \"statement\", not \"transactions\"",
+    ),
+    (
+        "leak_policy = \"drop\"",
+        "2:15: `leak_policy` must be \"allow\", \"log\", \"reset\", \"pin\" or \"refuse\", not \"drop\"",
+    ),
+    (
+        "[routes.\"a/b\"]\nleak_policy = true",
+        "3:15: `leak_policy` must be \"allow\", \"log\", \"reset\", \"pin\" or \"refuse\", like `leak_policy = \"pin\"`, not \
+         true or false",
     ),
     (
         "pool_mode = 1",
@@ -617,6 +630,7 @@ const OTHER_VALUES: &[&str] = &[
     "server_reset_query = \"x\"",
     "ignore_startup_parameters = \"geqo\"",
     "track_extra_parameters = []",
+    "leak_policy = \"pin\"",
     "query_wait_timeout = 9",
     "server_idle_timeout = 9",
     "server_lifetime = 9",

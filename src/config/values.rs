@@ -8,7 +8,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::report::{Span, kind};
-use super::{AuthType, Host, Listen, LogFormat, LogLevel, NAME_BYTES_MAX, PoolMode, Secret};
+use super::{AuthType, Host, LeakPolicy, Listen, LogFormat, LogLevel, NAME_BYTES_MAX, PoolMode, Secret};
 
 /// What the TOML of a setting can be read into.
 pub(super) trait Value {
@@ -384,6 +384,16 @@ impl Word for AuthType {
     );
 }
 
+impl Word for LeakPolicy {
+    const WORDS: &[(&str, Self)] = &[
+        ("allow", LeakPolicy::Allow),
+        ("log", LeakPolicy::Log),
+        ("reset", LeakPolicy::Reset),
+        ("pin", LeakPolicy::Pin),
+        ("refuse", LeakPolicy::Refuse),
+    ];
+}
+
 impl Word for LogFormat {
     const WORDS: &[(&str, Self)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 }
@@ -421,15 +431,16 @@ impl<W: Word> Value for W {
 }
 
 /// A word, or what holds for all.
-impl Value for Option<PoolMode> {
+impl<W: Word> Value for Option<W> {
     fn shape(&self) -> String {
-        one_of(PoolMode::WORDS)
+        one_of(W::WORDS)
     }
 
     fn read(&mut self, value: &Toml<'_>) -> Result<(), Wrong> {
-        let mut mode = PoolMode::Transaction;
-        mode.read(value)?;
-        *self = Some(mode);
+        let [(_, any), ..] = W::WORDS else { return Err(Wrong::Kind) };
+        let mut word = *any;
+        word.read(value)?;
+        *self = Some(word);
         Ok(())
     }
 

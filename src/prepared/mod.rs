@@ -19,6 +19,8 @@
 //! Close                  Close of nothing                       CloseComplete
 //! DEALLOCATE in a Query  [Close] [Parse as x] DEALLOCATE x      what it says
 //! more than a client may Bind to nothing                        54000, for its 26000
+//! what leak_policy refuses: Parse, Bind  Bind to nothing        0A000, for its 26000
+//!   ... Query, FunctionCall              Query of no SQL        0A000, for its 42601
 //! [..]: ours, its answer is swallowed
 //! ```
 //!
@@ -40,9 +42,11 @@ mod names;
 mod notes;
 mod rewrite;
 mod statements;
+mod watch;
 
 pub use cache::Cache;
 pub use names::Names;
 pub use notes::{Edit, OnServer, Show};
 pub use rewrite::{Exchange, Verdict};
 pub use statements::{Fingerprint, Statement, Statements};
+pub use watch::Watch;

@@ -4,7 +4,7 @@ use super::deallocate;
 use super::names::{Known, Meaning};
 use super::notes::Note;
 use super::statements::{NAME_BYTES, NOTHING, PREFIX};
-use super::{Fingerprint, Names, OnServer, Statement, Statements};
+use super::{Fingerprint, Names, OnServer, Statement, Statements, Watch};
 use crate::limits::{
     MESSAGE_BYTES_MAX, PREPARED_BYTES_PER_CLIENT_MAX, STATEMENT_BYTES_MAX, STATEMENT_NAMES_BYTES_MAX,
 };
@@ -30,6 +30,10 @@ pub struct Exchange<'a> {
     pub context: &'a dyn Fn() -> String,
     /// Statements that the server may have prepared.
     pub statements_max: usize,
+    /// Named statements follow the client; else only what is watched for is looked at.
+    pub follows: bool,
+    /// What is watched for in the texts of commands, if anything is.
+    pub watch: Option<Watch<'a>>,
     /// What goes to the server in the place of messages is appended here.
     pub out: &'a mut BytesMut,
 }
@@ -54,7 +58,11 @@ impl Exchange<'_> {
     /// Looks at a message of which `body` is at hand, the beginning of `length` bytes.
     #[inline]
     pub fn look(&mut self, tag: u8, body: &[u8], length: usize, owed: &mut Owed) -> Verdict {
+        if let Some(verdict) = self.watch(tag, body, length, owed) {
+            return verdict;
+        }
         match (tag, body) {
+            _ if !self.follows => Verdict::Pass,
             (tag::PARSE, [0, ..]) | (tag::BIND, [0, 0, ..]) => Verdict::Pass,
             (tag::PARSE, _) => self.look_at_parse(body, length, owed),
             (tag::BIND, _) => self.look_at_bind(body, length, owed),
@@ -192,6 +200,11 @@ impl Exchange<'_> {
         }
         let (note, server_name) = match known {
             Some(Known { name: kept, statement, told, .. }) => {
+                if tag == tag::BIND
+                    && let Some(verdict) = self.watch_use(&statement, length, owed)
+                {
+                    return verdict;
+                }
                 if !self.server.cache.touch(&statement, owed.group()) {
                     return self.prepare_and_learn(&statement, owed);
                 }
@@ -299,7 +312,7 @@ impl Exchange<'_> {
 
     /// A message that fails takes the place of one that we refuse: so the error comes in its turn, and PostgreSQL skips
     /// what follows.
-    fn refuse(&mut self, length: usize, owed: &mut Owed, refusal: Refusal) -> Verdict {
+    pub(super) fn refuse(&mut self, length: usize, owed: &mut Owed, refusal: Refusal) -> Verdict {
         self.refuse_with(length, owed, refusal.to_error())
     }
 
@@ -313,7 +326,7 @@ impl Exchange<'_> {
         Verdict::Rewritten(length)
     }
 
-    fn note(&mut self, tag: u8, note: Note, owed: &mut Owed) {
+    pub(super) fn note(&mut self, tag: u8, note: Note, owed: &mut Owed) {
         if owed.sent_noted(tag) {
             self.server.notes.push_back(note);
         }
@@ -332,7 +345,7 @@ impl Exchange<'_> {
 
     /// The server will not look at it: it skips everything up to a Sync, or waits for data of a COPY, which such a
     /// message ends badly.
-    fn is_skipped(&self, owed: &Owed) -> bool {
+    pub(super) fn is_skipped(&self, owed: &Owed) -> bool {
         owed.awaits_sync() || owed.takes_copy_data()
     }
 }
@@ -351,7 +364,7 @@ fn named(kept: Rc<[u8]>, given: &[u8]) -> Rc<[u8]> {
 }
 
 /// A terminated string, and what follows it.
-fn split_string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn split_string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = bytes.iter().position(|&byte| byte == 0)?;
     Some((&bytes[..end], &bytes[end + 1..]))
 }
@@ -363,7 +376,7 @@ fn is_statement(rest: &[u8]) -> bool {
     types.len() == usize::from(u16::from_be_bytes(*count)) * 4
 }
 
-fn put_header(out: &mut BytesMut, tag: u8, body: usize) {
+pub(super) fn put_header(out: &mut BytesMut, tag: u8, body: usize) {
     out.put_u8(tag);
     out.put_u32(u32::try_from(body + 4).unwrap_or(u32::MAX));
 }

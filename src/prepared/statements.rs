@@ -1,5 +1,6 @@
 //! Statements by content: one allocation for all clients of a shard that prepared the same.
 
+use crate::guard::Kinds;
 use hashbrown::HashMap;
 use sha2::{Digest, Sha256};
 use std::cell::Cell;
@@ -20,6 +21,8 @@ pub struct Statement {
     pub(super) body: Box<[u8]>,
     /// As the server described it that prepared it last; unknown, no server is trusted to have it as it is now.
     pub(super) shape: Cell<Option<Shape>>,
+    /// What it may leave behind, once somebody asked.
+    pub(super) leaves: Cell<Option<Kinds>>,
 }
 
 /// The types of a statement's parameters, and the names and types of its result: what a client that prepared it counts
@@ -77,7 +80,12 @@ impl Statements {
         if self.bytes > self.sweep_at.max(SWEEP_BYTES_MIN) {
             self.sweep();
         }
-        let statement = Rc::new(Statement { fingerprint, body: body.into(), shape: Cell::new(None) });
+        let statement = Rc::new(Statement {
+            fingerprint,
+            body: body.into(),
+            shape: Cell::new(None),
+            leaves: Cell::new(None),
+        });
         self.by_fingerprint.insert(fingerprint, statement.clone());
         statement
     }

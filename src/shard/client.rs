@@ -2,6 +2,7 @@
 
 use super::{Alarm, ClientKey, Deadline, Effect, Party, Peer, Piece, RouteKey, ServerKey, Shard, console};
 use crate::config::{LogLevel, NAME_BYTES_MAX};
+use crate::guard::Kinds;
 use crate::ids::{Owner, RouteName, SessionId, ShardId, SocketId};
 use crate::limits::{OWED_REPLIES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW};
 use crate::parameters::Values;
@@ -29,6 +30,8 @@ pub struct Client {
     /// Bytes handed to the ring that have not left.
     pub(super) unsent: u32,
     receiving: bool,
+    /// What it was seen leaving behind: told once each.
+    pub(super) leaves: Kinds,
     surplus: bool,
     /// It was to move to another shard once: it does not again.
     pub(super) steered: bool,
@@ -91,6 +94,7 @@ impl Client {
             until: None,
             unsent: 0,
             receiving: true,
+            leaves: Kinds::NONE,
             surplus: false,
             steered: false,
             secret,
@@ -609,16 +613,16 @@ impl Shard {
         if !self.deadlines.is_due(Alarm::Client(key), &mut client.deadline, rang, self.now) {
             return;
         }
-        match client.state {
+        let state = client.state;
+        match state {
             State::Cancelling => self.leave(key, None, "cancel request, client_login_timeout"),
             State::Startup { .. } => {
                 let refusal = Refusal::new(SqlState::PROTOCOL_VIOLATION, "client_login_timeout");
                 self.refuse(key, refusal.hint("The startup packet did not come in time."));
             }
             State::AwaitParameters | State::Checking(_) | State::Waiting => self.waited_too_long(key),
-            State::Idle => {
-                self.refuse(key, Refusal::new(SqlState::IDLE_SESSION_TIMEOUT, "client_idle_timeout"));
-            }
+            State::Linked(server) if self.rests(server) => self.idle_too_long(key),
+            State::Idle => self.idle_too_long(key),
             State::Linked(_) => {
                 let refusal = Refusal::new(SqlState::IDLE_IN_TRANSACTION_TIMEOUT, "idle_transaction_timeout");
                 self.refuse(key, refusal.hint("The transaction was rolled back."));
@@ -626,6 +630,14 @@ impl Shard {
             State::ConsoleWaiting => self.reload_took_too_long(key),
             State::Moving { .. } | State::Console | State::Leaving => {}
         }
+    }
+
+    fn rests(&self, server: ServerKey) -> bool {
+        self.servers.get(server).is_some_and(|server| server.is_at_rest())
+    }
+
+    fn idle_too_long(&mut self, key: ClientKey) {
+        self.refuse(key, Refusal::new(SqlState::IDLE_SESSION_TIMEOUT, "client_idle_timeout"));
     }
 
     fn waited_too_long(&mut self, key: ClientKey) {
@@ -650,7 +662,7 @@ impl Shard {
     pub(super) fn drain_client(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get(key) else { return };
         let at_boundary = match client.state {
-            State::Linked(server) => self.servers.get(server).is_some_and(|server| server.is_at_rest()),
+            State::Linked(server) => self.rests(server),
             State::Moving { .. } | State::Cancelling | State::Leaving => false,
             _ => true,
         };

@@ -12,6 +12,7 @@ impl Shard {
         assert_eq!(config.endpoints.len(), self.endpoints.len(), "a reload keeps the endpoints");
         assert_eq!(config.databases.len(), self.config.databases.len(), "a reload keeps the databases");
         self.config = config;
+        self.renew_leak_policies();
         for endpoint in 0..self.endpoints.len() {
             if let Some(ledger) = &mut self.endpoints[endpoint].ledger {
                 ledger.reload(permits::policy(&self.config, endpoint));

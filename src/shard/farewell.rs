@@ -6,6 +6,7 @@ use super::parameters::{Answer, resets};
 use super::server::{Cleaning, State};
 use super::{Alarm, ClientKey, Effect, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
+use crate::guard::Kinds;
 use crate::ledger::Failure;
 use crate::limits::{DRAIN_MAX, DRAINED_BYTES_MAX};
 use crate::prepared::Show;
@@ -130,7 +131,10 @@ impl Shard {
             State::Speaking if server.is_at_rest() => self.rest(key),
             State::Speaking => self.close_server(key, "it said something that only a client asks for"),
             State::Draining(_) | State::Cleaning(Cleaning::Rollback) => self.clean(key),
-            State::Cleaning(Cleaning::Reset) if server.is_at_rest() => self.rest(key),
+            State::Cleaning(Cleaning::Reset) if server.is_at_rest() => {
+                server.leaks = Kinds::NONE;
+                self.rest(key);
+            }
             State::Cleaning(Cleaning::Reset) => {
                 self.close_server(key, "the reset query left a transaction open")
             }
@@ -150,6 +154,8 @@ impl Shard {
                 return self.close_server(key, "it could not be rolled back");
             }
             self.tell(key, Cleaning::Rollback, "ROLLBACK");
+        } else if !server.leaks.is_empty() {
+            self.wash(key);
         } else if session_mode && !self.config.server_reset_query.is_empty() {
             let config = self.config.clone();
             self.tell(key, Cleaning::Reset, &config.server_reset_query);

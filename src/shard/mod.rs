@@ -22,6 +22,7 @@ mod deadlines;
 mod effect;
 mod farewell;
 mod hand_over;
+mod leaks;
 mod login;
 mod parameters;
 mod passing;
@@ -41,7 +42,7 @@ pub use effect::{DialError, Effect, Party, Piece};
 pub use report::RouteCensus;
 pub use server::Server;
 
-use crate::config::{Config, LogLevel, PoolMode};
+use crate::config::{Config, LeakPolicy, LogLevel, PoolMode};
 use crate::ids::{ConnectionId, IdSource, Owner, RouteName, SessionId, ShardId, SocketId};
 use crate::ledger::{Ledger, RouteNo};
 use crate::log_line::Line;
@@ -107,6 +108,7 @@ struct Route {
     no: RouteNo,
     endpoint: usize,
     mode: PoolMode,
+    leak_policy: LeakPolicy,
     dbname: String,
     credentials: Credentials,
     pool: Pool<ServerKey, ClientKey>,

@@ -382,7 +382,7 @@ impl Shard {
         if !news.is_empty() {
             self.send_to_client(client_key, news.freeze());
         }
-        if session_mode {
+        if session_mode || self.is_kept(key) {
             self.replay(client_key, key);
         }
     }

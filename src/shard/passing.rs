@@ -2,10 +2,11 @@
 
 use super::client::{Client, State};
 use super::server::Server;
-use super::{ClientKey, Effect, Piece, ServerKey, Shard};
-use crate::config::PoolMode;
+use super::{ClientKey, Effect, Piece, ServerKey, Shard, leaks};
+use crate::config::{LeakPolicy, PoolMode};
+use crate::guard::{self, Kinds};
 use crate::limits::{OWED_REPLIES_MAX, UNSENT_BYTES_HIGH};
-use crate::prepared::Exchange;
+use crate::prepared::{Exchange, Watch};
 use crate::session::{Held, Link, Progress, Until};
 use crate::wire::backend::Status;
 use bytes::Bytes;
@@ -78,22 +79,37 @@ impl Shard {
         };
         let Some(server) = self.servers.get_mut(server_key) else { return };
         let socket = server.socket();
-        let Server { owed, statements, status, unsent, route, .. } = server;
+        let Server { owed, statements, status, unsent, route, defaults, .. } = server;
         // Who prepared statements before this was switched off goes on with them.
-        let follows = (self.config.max_prepared_statements > 0 || names.is_some())
-            && self.routes.get(*route).is_some_and(|route| route.mode != PoolMode::Session);
+        let follows = self.config.max_prepared_statements > 0 || names.is_some();
+        let (shared, leak_policy) = match self.routes.get(*route) {
+            Some(route) => (route.mode != PoolMode::Session, route.leak_policy),
+            None => (false, LeakPolicy::Allow),
+        };
+        let watches = leak_policy != LeakPolicy::Allow;
+        let for_session = guard::Session {
+            follows: &|name| defaults.get(name).is_some(),
+            escapes: &|| values.get("standard_conforming_strings").is_some_and(|value| &**value == "off"),
+        };
+        let watch = watches.then(|| Watch {
+            session: for_session,
+            refused: leaks::refused(leak_policy),
+            seen: Kinds::NONE,
+        });
         let context = || {
             let deciding =
                 ["client_encoding", "search_path"].map(|name| values.get(name).map_or("", |value| value));
             deciding.join("\0")
         };
-        let prepared = follows.then(|| Exchange {
+        let prepared = (shared && (follows || watches)).then(|| Exchange {
             context: &context,
             statements: &mut self.statements,
             names,
             server: statements,
             failed: *status == Status::Failed,
             statements_max: self.config.max_prepared_statements.max(1),
+            follows,
+            watch,
             out: &mut self.rewritten,
         });
         let mut link = Link { owed, prepared };
@@ -137,6 +153,10 @@ impl Shard {
                 break passage.end;
             }
         };
+        let watch = link.prepared.and_then(|exchange| exchange.watch);
+        if let Some(seen) = watch.map(|watch| watch.seen).filter(|seen| !seen.is_empty()) {
+            self.leaks_seen(key, server_key, seen);
+        }
         if let Some(end) = end {
             self.end_session(key, end);
         }

@@ -44,6 +44,7 @@ impl Shard {
         let endpoint = settings.endpoint;
         let (mode, dbname) =
             (self.config.pool_mode_of(settings), settings.name_on_server(&name.database).to_owned());
+        let leak_policy = self.config.leak_policy_of(&name.database, &name.user);
         let no = self.share(endpoint).enter(name);
         let reported = self.reported.get(name).cloned();
         let defaults = reported.as_ref().map(|reported| self.defaults_of(reported)).unwrap_or_default();
@@ -51,6 +52,7 @@ impl Shard {
             no,
             endpoint,
             mode,
+            leak_policy,
             dbname,
             credentials: Credentials { user: role, password },
             name: name.clone(),
@@ -213,7 +215,9 @@ impl Shard {
     #[inline]
     pub(super) fn release(&mut self, server: ServerKey, client: ClientKey, route: RouteKey) {
         let session_mode = self.routes.get(route).is_some_and(|route| route.mode == PoolMode::Session);
-        if !session_mode {
+        if self.servers.get(server).is_some_and(|server| !server.leaks.is_empty()) {
+            self.release_leaking(server, client);
+        } else if !session_mode {
             self.unlink_client(client);
             self.rest(server);
             self.open_pending(client);

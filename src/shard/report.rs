@@ -63,11 +63,13 @@ impl Shard {
         ShardReport { shard, core, census, stats, routes, routes_left_out }
     }
 
-    fn linked_by_route(&self) -> HashMap<RouteKey, usize> {
-        let mut linked = HashMap::new();
+    fn linked_by_route(&self) -> HashMap<RouteKey, Linked> {
+        let mut linked: HashMap<_, Linked> = HashMap::new();
         for (_, server) in self.servers.iter() {
             if matches!(server.state, State::Linked(_)) {
-                *linked.entry(server.route).or_default() += 1;
+                let of_route = linked.entry(server.route).or_default();
+                of_route.all += 1;
+                of_route.pinned += usize::from(server.pinned);
             }
         }
         linked
@@ -83,7 +85,8 @@ impl Shard {
         part.clamp(f64::from(terms.floor), f64::from(terms.ceiling.max(terms.floor)).min(limit))
     }
 
-    fn report_route(&self, key: RouteKey, route: &Route, linked: &HashMap<RouteKey, usize>) -> RouteReport {
+    fn report_route(&self, key: RouteKey, route: &Route, linked: &HashMap<RouteKey, Linked>) -> RouteReport {
+        let linked = linked.get(&key).copied().unwrap_or_default();
         RouteReport {
             endpoint: self.config.endpoints[route.endpoint].name.clone(),
             database: route.name.database.to_string(),
@@ -91,7 +94,8 @@ impl Shard {
             clients: route.clients,
             permits: route.pool.held(),
             idle: route.pool.idle(),
-            linked: linked.get(&key).copied().unwrap_or(0),
+            linked: linked.all,
+            pinned: linked.pinned,
             waiting: route.pool.waiting() + route.logins.len(),
             quota: self.quota(&route.name).round() as usize,
             counts: route.counts,
@@ -128,7 +132,7 @@ impl Shard {
         let (waits, counts) = (&route.waits, &route.counts);
         let text = format!(
             "stats: shard {}: route: {} links, {} waited, wait p50 {} us, p99 {} us, max {} us, longest now {} us; permits \
-             {} ({} linked, {} idle), quota {}, {} waiting; {} granted, {} recalled, {} handed in, {} handed out, {} steered",
+             {} ({} linked, {} pinned, {} idle), quota {}, {} waiting; {} granted, {} recalled, {} handed in, {} handed out, {} steered",
             self.id,
             waits.count(),
             waits.waited(),
@@ -138,6 +142,7 @@ impl Shard {
             route.longest.as_micros(),
             route.permits,
             route.linked,
+            route.pinned,
             route.idle,
             route.quota,
             route.waiting,
@@ -149,6 +154,14 @@ impl Shard {
         );
         Line::info(text).database(&route.database).user(&route.user)
     }
+}
+
+/// Servers of a route that have a client.
+#[derive(Clone, Copy, Default)]
+struct Linked {
+    all: usize,
+    /// For longer than a transaction.
+    pinned: usize,
 }
 
 /// Lines of routes that one shard writes in a period: enough to see who is busy, few enough to be read.

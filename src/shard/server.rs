@@ -5,6 +5,7 @@ use super::hand_over::Departure;
 use super::parameters::resets;
 use super::{Alarm, ClientKey, Deadline, Effect, Piece, RouteKey, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
+use crate::guard::Kinds;
 use crate::ids::{ConnectionId, SessionId, ShardId, SocketId};
 use crate::ledger::Permit;
 use crate::limits::{
@@ -33,6 +34,8 @@ pub struct Server {
     pub(super) counted_by: Option<ShardId>,
     /// Its client keeps it.
     pub(super) pinned: bool,
+    /// What its clients have left in its session since it was cleaned.
+    pub(super) leaks: Kinds,
     pub(super) state: State,
     pub(super) socket: Option<SocketId>,
     pub(super) owed: Owed,
@@ -114,6 +117,7 @@ impl Server {
             end_is_counted: false,
             counted_by: None,
             pinned: false,
+            leaks: Kinds::NONE,
             state: State::Dialing,
             socket: None,
             owed: Owed::default(),
@@ -180,6 +184,14 @@ impl Server {
         let (show, edit) = self.statements.received(receipt, names);
         self.edit = edit;
         Ok(show)
+    }
+
+    /// The session was reset, by a command whose tag has so many bytes. After `DISCARD ALL`, with nothing sent behind it,
+    /// nothing is left of what was.
+    fn heard_of_reset(&mut self, tag_bytes: u32) {
+        if tag_bytes as usize == b"DISCARD ALL\0".len() && self.owed.len() <= 1 {
+            self.leaks = Kinds::NONE;
+        }
     }
 
     pub(super) fn begin_collecting(&mut self) {
@@ -326,7 +338,7 @@ impl Shard {
     pub(super) fn gives_back(&self, key: ServerKey, client: ClientKey) -> bool {
         let Some(server) = self.servers.get(key) else { return false };
         let session_mode = self.routes.get(server.route).is_some_and(|route| route.mode == PoolMode::Session);
-        !session_mode && server.is_at_rest() && !self.client_within_body(client)
+        !session_mode && server.is_at_rest() && !self.client_within_body(client) && !self.is_kept(key)
     }
 
     /// A server says more behind the end of its answer. That is not for the client that gives it back, nor for the
@@ -380,7 +392,7 @@ impl Shard {
                     .refuse(client, refusal.hint("Use pool_mode = \"transaction\" for this database."));
             }
             self.idle_in_transaction(client);
-        } else if server.owed.in_doubt() && mode != Some(PoolMode::Session) {
+        } else if server.owed.in_doubt() && mode != Some(PoolMode::Session) && !self.is_kept(key) {
             self.unlink_client(client);
             self.close_server(key, "nobody knows whether it has more to say");
             self.open_pending(client);
@@ -554,6 +566,9 @@ fn read_answer(
                     None => server.hear(&segment, bytes).is_some_and(|body| resets(&body)),
                 };
                 server.was_reset |= was_reset;
+                if was_reset {
+                    server.heard_of_reset(segment.body);
+                }
             }
             _ => {}
         }

@@ -23,6 +23,7 @@ mod fairness;
 mod faults;
 mod hostile;
 mod isolation;
+mod leaks;
 mod lifecycle;
 mod load;
 mod login;

@@ -243,7 +243,7 @@ fn s09_roles_do_not_reach_others() {
     }
     let cluster = Cluster::shared();
     let user = cluster.user("user");
-    let pooler = Plan::new(cluster).max_connections(1).start();
+    let pooler = Plan::new(cluster).max_connections(1).set("leak_policy", "\"allow\"").start();
     let mut client = connect(&pooler, "postgres", &[]).expect("a login");
     let backend = pid(&mut client);
     let set = format!("set session authorization {user}");

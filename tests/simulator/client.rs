@@ -4,6 +4,15 @@ use crate::chance::Chance;
 use crate::postgres::{Postgres, message};
 use pgpinion::time::Instant;
 
+/// What clients do that not every configuration allows.
+#[derive(Clone, Copy, Default)]
+pub struct Habits {
+    /// They leave something behind on servers.
+    pub leaves: bool,
+    /// That is refused.
+    pub is_refused: bool,
+}
+
 pub struct Client {
     pub name: String,
     pub socket: Option<u32>,
@@ -52,19 +61,24 @@ impl Console {
 impl Client {
     /// One that asks for all shards, a few times.
     pub fn administrator(name: String, shards: usize, chance: &mut Chance) -> Self {
-        let mut client = Self::new(name, "pgpinion", ADMINISTRATOR, chance);
+        let mut client = Self::new(name, "pgpinion", ADMINISTRATOR, Habits::default(), chance);
         client.steps = (0..1 + chance.below(3)).map(|_| message(b'Q', b"SHOW SHARDS\0")).collect();
         client.console = Some(Console { shards, asked: 0, answered: 0, told: 0 });
         client
     }
 
-    pub fn new(name: String, database: &str, user: &str, chance: &mut Chance) -> Self {
+    pub fn new(name: String, database: &str, user: &str, habits: Habits, chance: &mut Chance) -> Self {
         let steps = (0..1 + chance.below(6))
-            .flat_map(|turn| transaction(chance, &format!("{name}-{turn}")))
+            .flat_map(|turn| {
+                let token = format!("{name}-{turn}");
+                let leaves = habits.leaves && chance.one_in(6);
+                if leaves { leaving(chance, &token) } else { transaction(chance, &token) }
+            })
             .collect();
         let mut body = vec![0, 3, 0, 0];
         body.extend(format!("user\0{user}\0database\0{database}\0").bytes());
         let mut reference = Postgres::logged_in();
+        reference.refuses = habits.is_refused;
         if chance.one_in(3) {
             // A zone has to be checked by a server, a name has not.
             let zone = ["PRC", "UTC", "Asia/Tokyo"][chance.below(3)];
@@ -161,6 +175,13 @@ impl Client {
                 self.received.drain(..length);
                 continue;
             }
+            if let (true, Some(refused)) = (is_refused(got), first_message(rest))
+                && is_refused(&rest[..refused])
+            {
+                self.compared += refused;
+                self.received.drain(..length);
+                continue;
+            }
             if !rest.starts_with(got) {
                 assert!(
                     is_refusal(&self.received),
@@ -202,12 +223,37 @@ fn is_refusal(bytes: &[u8]) -> bool {
     bytes.first() == Some(&b'E') && bytes.windows(7).any(|window| window == b"SFATAL\0")
 }
 
+/// The ErrorResponse to what would be left behind.
+fn is_refused(message: &[u8]) -> bool {
+    message.first() == Some(&b'E') && message.windows(7).any(|window| window == b"C0A000\0")
+}
+
 /// Who may open the console.
 pub const ADMINISTRATOR: &str = "dba";
 
 /// What a server may say at any time.
 fn is_unasked(message: &[u8]) -> bool {
     matches!(message[0], b'N' | b'A' | b'S') && message.windows(7).any(|window| window == b"UNASKED")
+}
+
+/// Something is left behind, inside a transaction or not.
+fn leaving(chance: &mut Chance, token: &str) -> Vec<Vec<u8>> {
+    let query = |text: &str| message(b'Q', format!("{text}\0").as_bytes());
+    let batch = |text: &str| {
+        let parse = message(b'P', format!("\0{text}\0\0\0").as_bytes());
+        [parse, message(b'B', &[0; 8]), message(b'D', b"P\0"), message(b'E', &[0; 5])].concat()
+    };
+    let listen = format!("LISTEN {token}");
+    match chance.below(5) {
+        0 => vec![query(&listen), query(&format!("ECHO {token}"))],
+        1 => vec![[batch(&listen), batch(&format!("ECHO {token}")), message(b'S', b"")].concat()],
+        2 => vec![query(&format!("ECHO {token};{listen};ECHO {token}"))],
+        3 => {
+            let begin = [query(&format!("BEGIN {token}")), query(&listen)].concat();
+            vec![begin, query(&format!("ECHO {token}")), query(&format!("COMMIT {token}"))]
+        }
+        _ => vec![[query(&listen), query(&format!("ECHO {token}"))].concat()],
+    }
 }
 
 /// The steps of one transaction.
@@ -250,14 +296,16 @@ fn transaction(chance: &mut Chance, token: &str) -> Vec<Vec<u8>> {
             query(&format!("ECHO {token}")),
         ],
         13 => vec![[batch(&format!("COPYIN {token}")), sync(), copy(b'c'), sync()].concat()],
-        15 => vec![query(&format!("SET {token}")), query(&format!("SHOW {token}"))],
+        15 => vec![query(&format!("SET application_name = {token}")), query(&format!("SHOW {token}"))],
         16 => vec![
             query(&format!("SHOWZONE {token};SHOW {token}")),
             [batch(&format!("SHOW {token}")), sync()].concat(),
         ],
         17 | 18 => {
             let end = ["COMMIT", "ROLLBACK"][chance.below(2)];
-            let begin = [query(&format!("BEGIN {token}")), query(&format!("SET {token}-x"))].concat();
+            let begin =
+                [query(&format!("BEGIN {token}")), query(&format!("SET application_name = {token}-x"))]
+                    .concat();
             vec![begin, query(&format!("{end} {token}")), query(&format!("SHOW {token}"))]
         }
         14 => vec![(0..10).map(|_| query(&format!("ECHO {token}"))).collect::<Vec<_>>().concat()],

@@ -1,8 +1,8 @@
 //! What a run is like, drawn from its seed: how many of everything, how fast, and what goes wrong.
 
 use crate::chance::Chance;
-use crate::client::ADMINISTRATOR;
-use pgpinion::config::{Config, PoolMode, RouteSettings};
+use crate::client::{ADMINISTRATOR, Habits};
+use pgpinion::config::{Config, LeakPolicy, PoolMode, RouteSettings};
 use std::time::Duration;
 
 /// What goes wrong.
@@ -41,6 +41,7 @@ pub struct Plan {
     /// Connections of each endpoint.
     pub limits: Vec<usize>,
     pub mode: PoolMode,
+    pub leak_policy: LeakPolicy,
     /// Database, user, and how many clients.
     pub routes: Vec<(String, String, usize)>,
     /// Clients of the console.
@@ -83,6 +84,8 @@ impl Plan {
             })
             .collect();
         let mode = if chance.one_in(3) { PoolMode::Session } else { PoolMode::Transaction };
+        let leak_policy =
+            [LeakPolicy::Allow, LeakPolicy::Reset, LeakPolicy::Pin, LeakPolicy::Refuse][chance.below(4)];
         let routes: Vec<_> = (0..1 + chance.below(5))
             .map(|number| {
                 let database = if endpoints == 2 && chance.one_in(2) { "other" } else { "main" };
@@ -94,6 +97,7 @@ impl Plan {
             shards,
             limits,
             mode,
+            leak_policy,
             administrators: if chance.one_in(4) { 1 + chance.below(3) } else { 0 },
             weights: (0..kinds).map(|_| [1, 3, 10, 30][chance.below(4)]).collect(),
             hand_over: chance.one_in(2),
@@ -119,9 +123,18 @@ impl Plan {
         route.unwrap_or_default() % self.shards
     }
 
+    /// Whether a client of these shards may leave something on a server, and what comes of it.
+    pub fn habits(&self) -> Habits {
+        Habits {
+            leaves: self.leak_policy != LeakPolicy::Allow,
+            is_refused: self.leak_policy == LeakPolicy::Refuse && self.mode != PoolMode::Session,
+        }
+    }
+
     pub fn config(&self) -> Config {
         let mut config = Config::upstream("127.0.0.1:5432", &[0]).expect("a valid address");
         config.pool_mode = self.mode;
+        config.leak_policy = self.leak_policy;
         config.admin_users = vec![ADMINISTRATOR.into()];
         (config.steering, config.hand_over) = (self.steering, self.hand_over);
         for ((database, user, _), &ceiling) in self.routes.iter().zip(&self.ceilings) {
@@ -131,6 +144,7 @@ impl Plan {
                 weight: 1,
                 min_connections: 0,
                 max_connections: ceiling,
+                leak_policy: None,
             });
         }
         config.timeouts.query_wait = Some(self.patience);

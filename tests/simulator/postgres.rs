@@ -26,6 +26,10 @@ pub struct Postgres {
     pub gone: bool,
     /// The client whose transaction is open, as named by its statements.
     owner: Option<String>,
+    /// The client that has left something in the session.
+    left: Option<String>,
+    /// Leaving something is refused.
+    pub refuses: bool,
     /// Everything that a pooler must never let happen.
     pub violations: Vec<String>,
 }
@@ -63,6 +67,8 @@ impl Default for Postgres {
             before: None,
             gone: false,
             owner: None,
+            left: None,
+            refuses: false,
             violations: Vec::new(),
         }
     }
@@ -139,6 +145,7 @@ impl Postgres {
                 self.named.remove(text.trim_start_matches('S'));
                 self.put(b'3', b"");
             }
+            b'P' if self.refuses && text.contains("LISTEN") => self.refuse(),
             b'P' => {
                 self.statement = Some(text.trim_matches('\0').to_owned());
                 if text.contains("BADPARSE") { self.error("syntax") } else { self.put(b'1', b"") }
@@ -180,6 +187,9 @@ impl Postgres {
 
     fn bind_named(&mut self, body: &[u8]) {
         let name = until_zero(&body[1..]);
+        if name == "pgpinion_" {
+            return self.error("no such statement");
+        }
         if !self.named.contains(&name) {
             self.violations.push(format!("statement {name} does not exist"));
         }
@@ -211,6 +221,10 @@ impl Postgres {
     }
 
     fn simple(&mut self, text: &str) {
+        if self.refuses && text.contains("LISTEN") {
+            self.refuse();
+            return self.ready();
+        }
         for statement in text.split(';').filter(|statement| !statement.is_empty()) {
             if !self.execute(statement, Some(Copying::Simple)) {
                 break;
@@ -230,6 +244,11 @@ impl Postgres {
     /// Executes `VERB token`. False: an error.
     fn execute(&mut self, statement: &str, copying: Option<Copying>) -> bool {
         let (verb, token) = statement.split_once(' ').unwrap_or((statement, ""));
+        if verb == "pgpinion" {
+            self.error("syntax");
+            return false;
+        }
+        let token = token.strip_prefix("application_name = ").unwrap_or(token);
         let client = token.split('-').next().unwrap_or_default().to_owned();
         if self.status != Status::Idle && !client.is_empty() {
             match &self.owner {
@@ -238,6 +257,11 @@ impl Postgres {
                 }
                 _ => {}
             }
+        }
+        if let Some(left) =
+            self.left.as_ref().filter(|left| **left != client && !client.is_empty() && verb != "DISCARD")
+        {
+            self.violations.push(format!("{statement} finds what {left} left"));
         }
         if self.status == Status::Failed && !matches!(verb, "ROLLBACK" | "COMMIT") {
             self.error("aborted");
@@ -266,6 +290,7 @@ impl Postgres {
             "DISCARD" => {
                 self.parameters = defaults();
                 self.named.clear();
+                self.left = None;
                 self.put(b'C', b"DISCARD ALL\0");
             }
             "SHOW" | "SHOWZONE" => {
@@ -291,6 +316,10 @@ impl Postgres {
             "SET" => {
                 self.parameters.insert("application_name", token.to_owned());
                 self.put(b'C', b"SET\0");
+            }
+            "LISTEN" => {
+                self.left = Some(client);
+                self.put(b'C', b"LISTEN\0");
             }
             "FAIL" => {
                 self.error(token);
@@ -340,11 +369,19 @@ impl Postgres {
         }
     }
 
+    fn refuse(&mut self) {
+        self.error_of("0A000", "refused");
+    }
+
     fn error(&mut self, text: &str) {
+        self.error_of("42601", text);
+    }
+
+    fn error_of(&mut self, code: &str, text: &str) {
         if self.status == Status::Transaction {
             self.status = Status::Failed;
         }
-        self.put(b'E', format!("SERROR\0VERROR\0C42601\0M{text}\0\0").as_bytes());
+        self.put(b'E', format!("SERROR\0VERROR\0C{code}\0M{text}\0\0").as_bytes());
         // In the simple protocol an error ends the query; in the extended one the rest is skipped.
         self.skipping = self.extended;
     }

@@ -119,7 +119,8 @@ impl World {
         let mut clients = Vec::new();
         for (database, user, count) in &plan.routes {
             for _ in 0..*count {
-                let mut client = Client::new(format!("c{}", clients.len()), database, user, &mut chance);
+                let mut client =
+                    Client::new(format!("c{}", clients.len()), database, user, plan.habits(), &mut chance);
                 client.thinks_until = client.thinks_until + chance.up_to(plan.think_max);
                 clients.push(client);
             }
