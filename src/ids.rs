@@ -100,6 +100,11 @@ impl fmt::Display for Peer {
 }
 
 impl SessionId {
+    /// As a number.
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+
     /// The shard that accepted the client. It may have moved since.
     pub fn origin(self) -> ShardId {
         ShardId((self.0 >> COUNTER_BITS) as u16)

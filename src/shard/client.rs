@@ -8,7 +8,7 @@ use crate::parameters::Values;
 use crate::prepared::Names;
 use crate::session::{End, Opening, Session, Until};
 use crate::time::Instant;
-use crate::wire::startup::{self, Packet, Startup};
+use crate::wire::startup::{self, Packet, Startup, StartupError};
 use crate::wire::{Refusal, SqlState, backend};
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
@@ -32,7 +32,8 @@ pub struct Client {
     surplus: bool,
     /// It was to move to another shard once: it does not again.
     pub(super) steered: bool,
-    pub(super) secret: u32,
+    /// The minor version of the protocol that it speaks.
+    pub(super) minor: u16,
     /// Its session's parameters; while it logs in, those it asks for.
     pub(super) values: Arc<Values>,
     pub(super) deadline: Deadline,
@@ -73,13 +74,7 @@ impl State {
 }
 
 impl Client {
-    pub(super) fn new(
-        socket: SocketId,
-        session_id: SessionId,
-        peer: Peer,
-        secret: u32,
-        connected: Instant,
-    ) -> Self {
+    pub(super) fn new(socket: SocketId, session_id: SessionId, peer: Peer, connected: Instant) -> Self {
         Self {
             socket,
             session_id,
@@ -93,7 +88,7 @@ impl Client {
             receiving: true,
             surplus: false,
             steered: false,
-            secret,
+            minor: 0,
             values: Arc::default(),
             deadline: Deadline::default(),
             connected,
@@ -104,10 +99,10 @@ impl Client {
 }
 
 impl Shard {
-    /// A client connected. `secret` becomes its cancel key; `surplus` says that the process has all the clients it may
-    /// have: this one will be told so. Returns whose its socket is.
-    pub fn accepted(&mut self, socket: SocketId, peer: Peer, secret: u32, surplus: bool) -> Owner {
-        let mut client = Client::new(socket, self.ids.session(), peer, secret, self.now);
+    /// A client connected. `surplus` says that the process has all the clients it may have: this one will be told so.
+    /// Returns whose its socket is.
+    pub fn accepted(&mut self, socket: SocketId, peer: Peer, surplus: bool) -> Owner {
+        let mut client = Client::new(socket, self.ids.session(), peer, self.now);
         client.surplus = surplus;
         let key = self.clients.insert(client);
         self.begin_session(key);
@@ -167,8 +162,11 @@ impl Shard {
                 Ok(None) => return,
                 Ok(Some(found)) => found,
                 Err(error) => {
-                    let refusal = Refusal::new(SqlState::PROTOCOL_VIOLATION, error.to_string());
-                    return self.refuse(key, refusal);
+                    let code = match error {
+                        StartupError::Version(..) => SqlState::FEATURE_NOT_SUPPORTED,
+                        _ => SqlState::PROTOCOL_VIOLATION,
+                    };
+                    return self.refuse(key, Refusal::new(code, error.to_string()));
                 }
             };
             if let Packet::Startup(startup) = packet {
@@ -185,7 +183,7 @@ impl Shard {
                 Packet::Ssl | Packet::Gss => {
                     return self.refuse(key, protocol_violation("encryption was already denied"));
                 }
-                Packet::Cancel { process, key: secret } => return self.cancel_asked(key, process, secret),
+                Packet::Cancel { process, key: claimed } => return self.cancel_asked(key, process, claimed),
                 Packet::Startup(_) => unreachable!("a startup packet was read above"),
             }
         }
@@ -249,12 +247,16 @@ impl Shard {
         self.enter_route(key, route);
     }
 
-    /// Answers the wish for a later minor version, or for options of the protocol.
+    /// Settles the minor version of the protocol, and says so if it is not the one that was asked for, or if options of the
+    /// protocol were asked for.
     fn negotiate(&mut self, key: ClientKey, startup: &Startup) {
-        let options = startup.protocol_options();
-        if startup.minor > 0 || !options.is_empty() {
+        let (minor, options) = (startup.negotiated_minor(), startup.protocol_options());
+        if let Some(client) = self.clients.get_mut(key) {
+            client.minor = minor;
+        }
+        if minor < startup.minor || !options.is_empty() {
             let mut answer = BytesMut::new();
-            backend::put_negotiate_protocol_version(&mut answer, &options);
+            backend::put_negotiate_protocol_version(&mut answer, minor, &options);
             self.send_to_client(key, answer.freeze());
         }
     }
@@ -296,18 +298,17 @@ impl Shard {
 
     /// The server's parameters are known: the client is in.
     pub(super) fn welcome(&mut self, key: ClientKey, parameters: &crate::server::Parameters) {
-        let process = self.process_of(key);
         let Some(client) = self.clients.get_mut(key) else { return };
         debug_assert!(matches!(client.state, State::AwaitParameters));
+        client.state = State::Idle;
         let mut greeting = BytesMut::with_capacity(512);
         backend::put_authentication_ok(&mut greeting);
         for (name, value) in parameters.iter() {
             let value = client.values.get(name).map_or(value, |own| own);
             backend::put_parameter_status(&mut greeting, name, value);
         }
-        backend::put_backend_key_data(&mut greeting, process, client.secret);
+        self.put_cancel_key(key, &mut greeting);
         backend::put_ready_for_query(&mut greeting);
-        client.state = State::Idle;
         self.stats.logins += 1;
         self.send_to_client(key, greeting.freeze());
         self.became_idle(key);

@@ -276,9 +276,13 @@ impl Shard {
         match &mut server.state {
             State::Closing | State::Dialing => {}
             State::Moving(departure) => departure.ended(error),
-            State::Login(_) => {
+            State::Login(login) => {
+                let may_be_too_new = login.may_be_too_new();
                 self.dial_failed(key, Failure::Unreachable(format!("{what} during login").into()));
                 self.log_close(key, &what);
+                if may_be_too_new {
+                    self.ask_for_old_protocol(key);
+                }
                 self.end_server(key, None);
             }
             State::Linked(client) => {

@@ -41,6 +41,7 @@ pub use effect::{DialError, Effect, Party, Piece};
 pub use report::RouteCensus;
 pub use server::Server;
 
+use crate::cancel_key::Secret;
 use crate::config::{Config, LogLevel, PoolMode};
 use crate::ids::{ConnectionId, IdSource, Owner, RouteName, SessionId, ShardId, SocketId};
 use crate::ledger::{Ledger, RouteNo};
@@ -96,6 +97,8 @@ pub struct Shard {
     steering_turn: usize,
     /// Cancel requests sent to other shards that are not answered yet.
     cancels_abroad: usize,
+    /// What cancel keys are derived of.
+    secret: Secret,
     random: Random,
     stats: Stats,
 }
@@ -156,8 +159,9 @@ impl Due {
 }
 
 impl Shard {
-    /// Shard `id` of `shards`, with nothing in it yet. `seed` is for jitter, not for secrets.
-    pub fn new(config: Arc<Config>, id: ShardId, shards: usize, seed: u64) -> Self {
+    /// Shard `id` of `shards`, with nothing in it yet. `seed` is for jitter; `secret`, which is the same for all of them,
+    /// for the cancel keys of clients.
+    pub fn new(config: Arc<Config>, id: ShardId, shards: usize, seed: u64, secret: Secret) -> Self {
         let endpoints = (0..config.endpoints.len()).map(|endpoint| {
             let keeps = permits::keeper(endpoint, shards) == id;
             EndpointState::new(keeps.then(|| Ledger::new(permits::policy(&config, endpoint), shards, seed)))
@@ -185,6 +189,7 @@ impl Shard {
             draining: false,
             // The shards do not all begin with the same one.
             steering_turn: usize::from(id.0),
+            secret,
             random: Random::new(seed),
             cancels_abroad: 0,
             stats: Stats::default(),

@@ -22,6 +22,8 @@ pub(super) struct EndpointState {
     /// By their numbers in the share.
     routes: Vec<Option<RouteKey>>,
     alarm: Deadline,
+    /// Until then its servers are asked for protocol 3.0: one refused to negotiate.
+    pub(super) old_protocol_until: Instant,
     /// Something happened that may have to be told.
     stirred: bool,
 }
@@ -33,6 +35,7 @@ impl EndpointState {
             ledger: ledger.map(Box::new),
             routes: Vec::new(),
             alarm: Deadline::default(),
+            old_protocol_until: Instant::default(),
             stirred: false,
         }
     }

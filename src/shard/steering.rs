@@ -58,7 +58,6 @@ impl Shard {
             session: client.session_id,
             peer: client.peer,
             connected: client.connected,
-            secret: client.secret,
             unread: client.pending,
         };
         self.stats.steered_out += 1;
@@ -84,8 +83,8 @@ impl Shard {
 
     /// A client of another shard is ours from now on.
     pub(super) fn client_arrives(&mut self, moved: MovedClient, socket: SocketId) -> Owner {
-        let MovedClient { session, peer, connected, secret, unread } = moved;
-        let mut client = Client::new(socket, session, peer, secret, connected);
+        let MovedClient { session, peer, connected, unread } = moved;
+        let mut client = Client::new(socket, session, peer, connected);
         client.steered = true;
         client.pending = unread;
         let key = self.clients.insert(client);

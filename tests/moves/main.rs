@@ -6,5 +6,6 @@ mod cancel;
 mod hand_over;
 mod hot_path;
 mod parameters;
+mod protocol;
 mod shards;
 mod steering;

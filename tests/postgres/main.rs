@@ -30,4 +30,5 @@ mod parameters;
 mod pooling;
 mod prepared;
 mod pressure;
+mod protocol;
 mod reload;
