@@ -99,7 +99,7 @@ fn a_broken_invariant_of_the_ledger_ends_the_process() {
     ends_the_process("a_broken_invariant_of_the_ledger_ends_the_process", ACCOUNT, || {
         while_handling(|| {
             let mut share = Share::default();
-            let route = RouteName { section: 0, database: "d".into(), user: "u".into() };
+            let route = RouteName { section: 0, database: "d".into(), user: "u".into(), session: None };
             let no = share.enter(&route);
             share.opened(no, Duration::ZERO);
         });

@@ -205,8 +205,11 @@ impl Shard {
         if console::is_wanted(startup) {
             return self.let_in_to_console(key, startup, used);
         }
-        let surplus = self.clients.get(key).is_some_and(|client| client.surplus);
-        let route = if surplus { Err(too_many_clients()) } else { self.asked_route(startup) };
+        let Some(client) = self.clients.get(key) else { return };
+        let route = match client.surplus {
+            true => Err(too_many_clients()),
+            false => self.asked_route(startup, client.session_id),
+        };
         match route {
             Err(refusal) => self.refuse(key, refusal),
             Ok(route) => match self.home_elsewhere(key, &route) {
@@ -232,6 +235,7 @@ impl Shard {
         };
         self.log_login(key, startup);
         self.negotiate(key, startup);
+        let own = route.session.is_some();
         let route = self.route_named(route);
         let Some(client) = self.clients.get_mut(key) else { return };
         client.pending.drain(..used);
@@ -244,7 +248,10 @@ impl Shard {
         if let Some(route) = self.routes.get_mut(route) {
             route.counts.steered += u64::from(steered);
         }
-        self.enter_route(key, route);
+        match own {
+            true => self.enter_own_route(key, route, startup),
+            false => self.enter_route(key, route),
+        }
     }
 
     /// Settles the minor version of the protocol, and says so if it is not the one that was asked for, or if options of the
@@ -261,7 +268,7 @@ impl Shard {
         }
     }
 
-    fn asked_route(&self, startup: &Startup) -> Result<RouteName, Refusal> {
+    fn asked_route(&self, startup: &Startup, session: SessionId) -> Result<RouteName, Refusal> {
         let user = startup.get("user").unwrap_or_default();
         if user.is_empty() {
             let text = "no PostgreSQL user name specified in startup packet";
@@ -277,12 +284,15 @@ impl Shard {
                 return Err(Refusal::new(SqlState::INVALID_AUTHORIZATION, text));
             }
         }
-        if startup.get("replication").is_some_and(asks_for_replication) {
-            let refusal =
-                Refusal::new(SqlState::FEATURE_NOT_SUPPORTED, "replication connections are not pooled");
-            return Err(refusal.hint("Connect to PostgreSQL directly."));
+        match startup.replication() {
+            Ok(None) => self.route_name(database, user),
+            Ok(Some(kind)) => self.own_route_name(kind, database, user, session),
+            Err(value) => {
+                let text = format!("invalid value for parameter \"replication\": \"{value}\"");
+                let refusal = Refusal::new(SqlState::INVALID_PARAMETER_VALUE, text);
+                Err(refusal.hint("Valid values are: \"false\", 0, \"true\", 1, \"database\"."))
+            }
         }
-        self.route_name(database, user)
     }
 
     fn log_login(&mut self, key: ClientKey, startup: &Startup) {
@@ -301,6 +311,13 @@ impl Shard {
         let Some(client) = self.clients.get_mut(key) else { return };
         debug_assert!(matches!(client.state, State::AwaitParameters));
         client.state = State::Idle;
+        self.greet(key, parameters);
+        self.became_idle(key);
+    }
+
+    /// Tells a client that it is in, and all that PostgreSQL tells at that moment.
+    pub(super) fn greet(&mut self, key: ClientKey, parameters: &crate::server::Parameters) {
+        let Some(client) = self.clients.get(key) else { return };
         let mut greeting = BytesMut::with_capacity(512);
         backend::put_authentication_ok(&mut greeting);
         for (name, value) in parameters.iter() {
@@ -311,7 +328,6 @@ impl Shard {
         backend::put_ready_for_query(&mut greeting);
         self.stats.logins += 1;
         self.send_to_client(key, greeting.freeze());
-        self.became_idle(key);
     }
 
     // ---- talking ----
@@ -650,7 +666,10 @@ impl Shard {
     pub(super) fn drain_client(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get(key) else { return };
         let at_boundary = match client.state {
-            State::Linked(server) => self.servers.get(server).is_some_and(|server| server.is_at_rest()),
+            State::Linked(server) => self
+                .servers
+                .get(server)
+                .is_some_and(|server| server.is_at_rest() || self.replicates_without_end(server)),
             State::Moving { .. } | State::Cancelling | State::Leaving => false,
             _ => true,
         };
@@ -687,11 +706,6 @@ fn too_many_clients() -> Refusal {
 
 fn protocol_violation(text: &'static str) -> Refusal {
     Refusal::new(SqlState::PROTOCOL_VIOLATION, text)
-}
-
-/// As PostgreSQL reads the parameter: a boolean, or `database`.
-fn asks_for_replication(value: &str) -> bool {
-    !matches!(value.to_ascii_lowercase().as_str(), "false" | "off" | "no" | "0" | "f" | "n" | "of")
 }
 
 /// How long a client that was sent away may take to read why.

@@ -38,7 +38,8 @@ impl Shard {
         let Some(route) = self.routes.get(server.route) else { return };
         let asks_old = self.endpoints[server.endpoint].old_protocol_until > self.now;
         let minor = if asks_old { 0 } else { startup::MINOR_MAX };
-        let parameters = [("user", &*route.credentials.user), ("database", &route.dbname)];
+        let mut parameters = vec![("user", &*route.credentials.user), ("database", &route.dbname)];
+        parameters.extend(route.own.iter().flatten().map(|(name, value)| (&**name, &**value)));
         let hello = startup::startup_message(minor, &parameters);
         server.receiving = true;
         server.state = State::Login(Box::new(Login::new(route.credentials.clone(), minor)));
@@ -103,6 +104,7 @@ impl Shard {
         if let Some(server) = self.servers.get_mut(key) {
             (server.values, server.defaults) = (defaults.clone(), defaults);
         }
+        self.doom_ownerless(key);
         self.dial_succeeded(key);
         if rest.is_empty() && self.servers.get(key).is_some_and(Server::is_at_rest) {
             self.rest(key);
@@ -118,7 +120,7 @@ impl Shard {
         let known = self.routes.get(key).and_then(|route| route.parameters.as_ref()) == Some(&parameters);
         let defaults = self.learn_defaults(key, parameters.clone());
         let Some(route) = self.routes.get_mut(key) else { return defaults };
-        if known {
+        if known || route.own.is_some() {
             return defaults;
         }
         let name = route.name.clone();

@@ -7,6 +7,7 @@
 //!
 //! ```text
 //!   client:  Startup -> AwaitParameters -> Idle <-> Waiting -> Linked -> Idle ... -> Leaving
+//!            a replication connection: AwaitParameters -> Linked -> Leaving
 //!   server:  Dialing -> Login -> Idle <-> Linked -> (Draining -> Cleaning ->) Idle ... -> Closing
 //! ```
 //!
@@ -27,6 +28,7 @@ mod parameters;
 mod passing;
 mod permits;
 mod pools;
+mod replication;
 mod report;
 #[cfg(test)]
 mod script;
@@ -112,6 +114,8 @@ struct Route {
     mode: PoolMode,
     dbname: String,
     credentials: Credentials,
+    /// What the only server of a replication connection is asked for, beside user and database.
+    own: Option<Box<[(String, String)]>>,
     pool: Pool<ServerKey, ClientKey>,
     /// Clients that log in and wait to learn what the server reports about itself.
     logins: VecDeque<ClientKey>,

@@ -71,6 +71,9 @@ pub(super) fn policy(config: &Arc<Config>, endpoint: usize) -> Policy {
 /// What a route may have, as configured.
 pub(super) fn terms(config: &Config, name: &RouteName) -> Terms {
     let terms = config.terms(&name.database, &name.user);
+    if name.session.is_some() {
+        return Terms { weight: terms.weight, floor: 0, ceiling: 1, administrator: terms.may_use_reserve };
+    }
     Terms {
         weight: terms.weight,
         floor: terms.floor as u32,

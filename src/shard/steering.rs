@@ -16,7 +16,7 @@ impl Shard {
     /// Where this client belongs, if that is not here.
     pub(super) fn home_elsewhere(&self, key: ClientKey, route: &RouteName) -> Option<ShardId> {
         let client = self.clients.get(key)?;
-        if !self.config.steering || self.draining || client.steered {
+        if !self.config.steering || self.draining || client.steered || route.session.is_some() {
             return None;
         }
         let home = self.home_of(route);

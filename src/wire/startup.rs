@@ -50,11 +50,40 @@ impl Startup {
         self.minor.min(MINOR_MAX)
     }
 
+    /// Whether a replication connection is asked for, as PostgreSQL reads it: `database`, or a boolean.
+    ///
+    /// # Errors
+    /// The value, if it is neither.
+    pub fn replication(&self) -> Result<Option<Replication>, &str> {
+        let Some(value) = self.get("replication") else { return Ok(None) };
+        let is_prefix = |word: &str, least: usize| {
+            (least..=word.len()).contains(&value.len()) && word[..value.len()].eq_ignore_ascii_case(value)
+        };
+        if value == "database" {
+            Ok(Some(Replication::Logical))
+        } else if value == "1" || is_prefix("true", 1) || is_prefix("yes", 1) || is_prefix("on", 2) {
+            Ok(Some(Replication::Physical))
+        } else if value == "0" || is_prefix("false", 1) || is_prefix("no", 1) || is_prefix("off", 2) {
+            Ok(None)
+        } else {
+            Err(value)
+        }
+    }
+
     /// Options of the protocol itself that the client asks for, all unknown to us.
     pub fn protocol_options(&self) -> Vec<String> {
         let names = self.parameters.iter().map(|(name, _)| name);
         names.filter(|name| name.starts_with("_pq_.")).cloned().collect()
     }
+}
+
+/// What a replication connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replication {
+    /// Changes of one database, decoded; and SQL.
+    Logical,
+    /// The write-ahead log and the files of the whole cluster. It belongs to no database.
+    Physical,
 }
 
 /// Why bytes are no packet we can go on with.
@@ -257,6 +286,25 @@ mod tests {
             let cancel = Packet::Cancel { process: 1, key: vec![7; bytes] };
             assert_eq!(read(&cancel_request(1, &vec![7; bytes])), Ok(Some((cancel, 12 + bytes))));
         }
+    }
+
+    #[test]
+    fn replication_is_asked_for_in_postgresqls_words() {
+        let asked = |value: &str| {
+            let startup = Startup { minor: 0, parameters: vec![("replication".into(), value.into())] };
+            startup.replication().map_err(str::to_owned)
+        };
+        assert_eq!(asked("database"), Ok(Some(Replication::Logical)));
+        for value in ["true", "TRUE", "t", "tr", "on", "On", "yes", "y", "1"] {
+            assert_eq!(asked(value), Ok(Some(Replication::Physical)), "{value}");
+        }
+        for value in ["false", "f", "off", "of", "OFF", "no", "n", "0"] {
+            assert_eq!(asked(value), Ok(None), "{value}");
+        }
+        for value in ["", "o", "Database", "2", "truee", "logical", "\u{e4}\u{e4}"] {
+            assert_eq!(asked(value), Err(value.to_owned()), "{value}");
+        }
+        assert_eq!(Startup::default().replication(), Ok(None));
     }
 
     #[test]

@@ -7,5 +7,6 @@ mod hand_over;
 mod hot_path;
 mod parameters;
 mod protocol;
+mod replication;
 mod shards;
 mod steering;

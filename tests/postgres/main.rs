@@ -32,3 +32,4 @@ mod prepared;
 mod pressure;
 mod protocol;
 mod reload;
+mod replication;
