@@ -521,6 +521,8 @@ impl Client {
                 self.buffer.extend_from_slice(&chunk[..count]);
                 Ok(())
             }
+            // A read with a timeout ends so when the process was stopped and goes on.
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.receive(deadline),
             Err(error) if is_timeout(&error) => Err(Fault::Timeout(self.timeout)),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => {
                 Err(Fault::Closed(self.last_error.clone()))
