@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use pgpinion::cancel_key::Secret;
 use pgpinion::config::{Config, LeakPolicy};
 use pgpinion::ids::{Owner, ShardId, SocketId};
 use pgpinion::shard::{Effect, Party, Peer, Shard};
@@ -49,11 +50,11 @@ impl Bench {
     fn new(leak_policy: LeakPolicy) -> Self {
         let mut config = Config::upstream("127.0.0.1:5432", &[0]).expect("a valid address");
         config.leak_policy = leak_policy;
-        let shard = Shard::new(Arc::new(config), ShardId(0), 1, 1);
+        let shard = Shard::new(Arc::new(config), ShardId(0), 1, 1, Secret::new([7; 32]));
         let none = Owner(0);
         let mut bench = Self { shard, effects: Vec::new(), client: none, server: none };
         bench.shard.set_time(Instant::from_nanos(1));
-        bench.client = bench.shard.accepted(SocketId { slot: 0, generation: 0 }, Peer::Unix, 1, false);
+        bench.client = bench.shard.accepted(SocketId { slot: 0, generation: 0 }, Peer::Unix, false);
         let mut startup = vec![0, 3, 0, 0];
         startup.extend_from_slice(b"user\0u\0\0");
         let packet = [&(startup.len() as u32 + 4).to_be_bytes()[..], &startup].concat();

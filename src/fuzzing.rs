@@ -147,7 +147,7 @@ pub fn server(bytes: &[u8]) {
     for tag in *b"QPBDESFC" {
         owed.sent(tag);
     }
-    let mut login = Login::new(Credentials { user: "user".into(), password: Some("password".into()) });
+    let mut login = Login::new(Credentials { user: "user".into(), password: Some("password".into()) }, 2);
     let mut followed = Followed::default();
     followed.pass(&[STATEMENTS]);
     assert!(followed.owed.len() > 9, "the script was taken");
@@ -162,6 +162,7 @@ pub fn server(bytes: &[u8]) {
             let _ = Report::read(body).to_string();
             let _ = backend::read_parameter_status(body);
             let _ = backend::read_backend_key_data(body);
+            let _ = backend::read_negotiate_protocol_version(body);
             if login_goes_on {
                 login_goes_on = login.received(segment.tag, &Bytes::copy_from_slice(body)).is_ok();
             }

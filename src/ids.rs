@@ -42,6 +42,8 @@ pub struct RouteName {
     pub database: Arc<str>,
     /// The user, as clients say it.
     pub user: Arc<str>,
+    /// Of a client whose server is for nobody else (a replication connection): its session. It is a route of its own.
+    pub session: Option<SessionId>,
 }
 
 /// Where a client comes from.
@@ -86,7 +88,11 @@ impl IdSource {
 
 impl fmt::Display for RouteName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.database, self.user)
+        write!(f, "{}/{}", self.database, self.user)?;
+        match self.session {
+            Some(session) => write!(f, " (replication, session {session})"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -100,6 +106,11 @@ impl fmt::Display for Peer {
 }
 
 impl SessionId {
+    /// As a number.
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+
     /// The shard that accepted the client. It may have moved since.
     pub fn origin(self) -> ShardId {
         ShardId((self.0 >> COUNTER_BITS) as u16)

@@ -5,6 +5,12 @@ use std::time::Duration;
 /// PostgreSQL's own bound (`MAX_STARTUP_PACKET_LENGTH`): more is no startup packet.
 pub const STARTUP_BYTES_MAX: usize = 10_000;
 
+/// The shortest cancel key there is: that of protocol 3.0.
+pub const CANCEL_KEY_BYTES_MIN: usize = 4;
+
+/// The longest cancel key that protocol 3.2 allows.
+pub const CANCEL_KEY_BYTES_MAX: usize = 256;
+
 /// PostgreSQL's bound on messages that may be large (`PQ_LARGE_MESSAGE_LIMIT`): one allocation of its own.
 pub const MESSAGE_BYTES_MAX: u32 = 0x3fff_ffff;
 
@@ -58,6 +64,10 @@ pub const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(50);
 
 /// At most this between attempts, so that service resumes within a second of the server's return.
 pub const DIAL_BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// A server that did not let us in when we asked for the newest protocol is asked for 3.0 for so long. Long enough that the
+/// attempts that fail do not matter, short enough that a newer server is noticed.
+pub const OLD_PROTOCOL_FOR: Duration = Duration::from_secs(600);
 
 /// SCRAM iterations we compute at a server's wish (PostgreSQL's default is 4,096). More is an attack on our CPU.
 pub const SCRAM_ITERATIONS_MAX: u32 = 1_000_000;

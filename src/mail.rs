@@ -49,8 +49,8 @@ pub enum Letter<C> {
 pub struct CancelOrder {
     /// Whose query is meant.
     pub process: u32,
-    /// The secret that proves the right to ask.
-    pub secret: Vec<u8>,
+    /// What is claimed to be its key, which proves the right to ask.
+    pub claimed: Vec<u8>,
     /// Who asked, in the words of the shard that it lives on.
     pub asker: u64,
 }
@@ -109,8 +109,6 @@ pub struct MovedClient {
     pub peer: Peer,
     /// When it came.
     pub connected: Instant,
-    /// Half of what it will need to cancel; the other half is its place on the shard it stays on.
-    pub secret: u32,
     /// What it has sent, from the beginning of its startup packet on.
     pub unread: Vec<u8>,
 }

@@ -1,6 +1,7 @@
 //! What a panic does: to one connection, or to the process. Each test that must end a process starts itself as one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)]
 
+use pgpinion::cancel_key::Secret;
 use pgpinion::config::Config;
 use pgpinion::control::affinity::Housekeeping;
 use pgpinion::control::log::Logger;
@@ -22,8 +23,8 @@ fn config() -> Config {
 
 /// A shard with two clients that have only connected.
 fn shard() -> (Shard, [Owner; 2]) {
-    let mut shard = Shard::new(Arc::new(config()), ShardId(0), 1, 0);
-    let owners = [0, 1].map(|slot| shard.accepted(SocketId { slot, generation: 0 }, Peer::Unix, 7, false));
+    let mut shard = Shard::new(Arc::new(config()), ShardId(0), 1, 0, Secret::new([7; 32]));
+    let owners = [0, 1].map(|slot| shard.accepted(SocketId { slot, generation: 0 }, Peer::Unix, false));
     shard.take_effects(&mut Vec::new());
     (shard, owners)
 }
@@ -98,7 +99,7 @@ fn a_broken_invariant_of_the_ledger_ends_the_process() {
     ends_the_process("a_broken_invariant_of_the_ledger_ends_the_process", ACCOUNT, || {
         while_handling(|| {
             let mut share = Share::default();
-            let route = RouteName { section: 0, database: "d".into(), user: "u".into() };
+            let route = RouteName { section: 0, database: "d".into(), user: "u".into(), session: None };
             let no = share.enter(&route);
             share.opened(no, Duration::ZERO);
         });

@@ -16,6 +16,7 @@ mod tests;
 pub use process::{RunError, run};
 pub use reload::Source;
 
+use crate::cancel_key::Secret;
 use crate::config::{Config, LogLevel};
 use crate::control::crypto::Helpers;
 use crate::control::log::Logger;
@@ -25,7 +26,6 @@ use crate::mail::{Letter, STEERED_MAX};
 use crate::metrics::{CoreReport, Stats};
 use crate::ring::{
     self, CloseMode, Event, Keepalive, Outgoing, Received, Ring, SocketAddress, Tasks, TcpOptions, clock,
-    random_bytes,
 };
 use crate::shard::{Effect, Party, Peer, Piece, Server, Shard};
 use crate::slab::Key;
@@ -101,6 +101,8 @@ pub(crate) struct Parts {
     pub resolver: Resolver,
     pub helpers: Helpers,
     pub seed: u64,
+    /// What cancel keys are derived of, on all shards.
+    pub secret: Secret,
 }
 
 /// One shard at work.
@@ -136,7 +138,7 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(parts: Parts, ring: Ring, tasks: Tasks) -> Rc<Self> {
         let cpu = parts.config.cores.shards.get(usize::from(parts.id.0)).map_or(0, |core| core.cpu);
-        let shard = Shard::new(parts.config.clone(), parts.id, parts.shards, parts.seed);
+        let shard = Shard::new(parts.config.clone(), parts.id, parts.shards, parts.seed, parts.secret);
         let listeners = parts.listeners.into_iter().map(|listener| ring.listen(listener, 0)).collect();
         Rc::new(Self {
             config: RefCell::new(parts.config),
@@ -326,7 +328,7 @@ impl Engine {
         let socket = self.ring.adopt(fd, NOBODY);
         let owner = {
             let mut shard = self.shard.borrow_mut();
-            shard.accepted(socket, peer, u32::from_be_bytes(random_bytes()), surplus)
+            shard.accepted(socket, peer, surplus)
         };
         self.ring.set_owner(socket, owner);
         self.apply(None);

@@ -3,6 +3,7 @@
 use super::post::Post;
 use super::reload::{Reloads, Source};
 use super::{Engine, Mail, News, Parcel, Parts};
+use crate::cancel_key::Secret;
 use crate::config::{self, Config, Listen};
 use crate::control::affinity::Housekeeping;
 use crate::control::crypto::Helpers;
@@ -50,6 +51,7 @@ struct Common {
     logger: Logger,
     resolver: Resolver,
     helpers: Helpers,
+    secret: Secret,
     news: Sender<News>,
     ended: Sender<Result<(), RunError>>,
 }
@@ -93,6 +95,7 @@ fn serve(
         config: Arc::new(config),
         clients: Arc::new(AtomicUsize::new(0)),
         logger: logger.clone(),
+        secret: Secret::new(ring::random_bytes()),
         news: tell_news,
         ended,
     };
@@ -212,6 +215,7 @@ fn start_shard(
         resolver: common.resolver.clone(),
         helpers: common.helpers.clone(),
         seed: u64::from_ne_bytes(ring::random_bytes()),
+        secret: common.secret,
     };
     let ring_settings = RingSettings {
         sq_entries: settings.sq_entries,

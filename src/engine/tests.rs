@@ -61,6 +61,7 @@ impl Shards {
                 resolver: resolver.clone(),
                 helpers: helpers.clone(),
                 seed: 1,
+                secret: Secret::new([7; 32]),
             };
             let (wait, waiting) = bounded(1);
             let thread = std::thread::spawn(move || {

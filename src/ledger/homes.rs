@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     fn name(user: usize) -> RouteName {
-        RouteName { section: 0, database: "app".into(), user: format!("user{user}").into() }
+        RouteName { section: 0, database: "app".into(), user: format!("user{user}").into(), session: None }
     }
 
     #[test]

@@ -1,14 +1,20 @@
 //! Logging in to PostgreSQL: what it asks, what we answer. Knows the protocol, computes nothing that takes long.
 //!
 //! ```text
-//!   StartupMessage -> [R challenge -> answer]* -> R ok -> S* K -> Z
+//!   StartupMessage -> [v] -> [R challenge -> answer]* -> R ok -> S* K -> Z
 //! ```
+//!
+//! We ask for the newest protocol. PostgreSQL before 18 negotiates that down to 3.0 (`v`); what does not know how to
+//! negotiate refuses, or closes without a word, and is to be asked for 3.0 the next time ([`LoginError::TooNew`],
+//! [`Login::may_be_too_new`]).
 //!
 //! SCRAM's key derivation takes milliseconds, so it is handed out as [`ScramWork`] and its result comes back through
 //! [`Login::scram_done`].
 
 use super::Parameters;
-use crate::limits::{AUTHENTICATION_BYTES_MAX, SCRAM_ITERATIONS_MAX};
+use crate::limits::{
+    AUTHENTICATION_BYTES_MAX, CANCEL_KEY_BYTES_MAX, CANCEL_KEY_BYTES_MIN, SCRAM_ITERATIONS_MAX,
+};
 use crate::wire::backend::{self, tag};
 use crate::wire::error::Report;
 use crate::wire::frontend;
@@ -36,6 +42,8 @@ impl fmt::Debug for Credentials {
 pub enum LoginError {
     /// The server refused: its ErrorResponse as it came, for the client, and as read.
     Refused(Bytes, Report),
+    /// The server refused the version of the protocol, as read: it does not negotiate.
+    TooNew(Report),
     /// The server asks for a password and none is configured.
     NoPassword(String),
     /// The server wants something that we do not speak.
@@ -48,6 +56,9 @@ impl fmt::Display for LoginError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(_, report) => write!(f, "the server refused the login: {report}"),
+            Self::TooNew(report) => {
+                write!(f, "the server does not negotiate the protocol's version: {report}")
+            }
             Self::NoPassword(user) => write!(
                 f,
                 "the server asks for a password of user \"{user}\" and none is configured: set `password` in \
@@ -123,6 +134,10 @@ enum State {
 pub struct Login {
     credentials: Credentials,
     state: State,
+    /// The minor version of the protocol that we asked for, or that the server has made of it.
+    minor: u16,
+    /// It has said something.
+    answered: bool,
     /// The process id and key for cancelling, once told.
     pub key: Option<(u32, Bytes)>,
     /// The parameters reported so far.
@@ -138,10 +153,22 @@ impl fmt::Debug for Login {
 }
 
 impl Login {
-    /// A login whose startup message is about to be sent.
-    pub fn new(credentials: Credentials) -> Self {
-        let state = State::AwaitAuthentication;
-        Self { credentials, state, key: None, parameters: Parameters::default(), notices: Vec::new() }
+    /// A login whose startup message is about to be sent, which asks for this minor version of the protocol.
+    pub fn new(credentials: Credentials, minor: u16) -> Self {
+        Self {
+            credentials,
+            state: State::AwaitAuthentication,
+            minor,
+            answered: false,
+            key: None,
+            parameters: Parameters::default(),
+            notices: Vec::new(),
+        }
+    }
+
+    /// Nothing but the version of the protocol has had an effect so far: if the server ends now, that may be why.
+    pub fn may_be_too_new(&self) -> bool {
+        self.minor > 0 && !self.answered
     }
 
     /// Handles one whole message.
@@ -152,19 +179,46 @@ impl Login {
         if body.len() > AUTHENTICATION_BYTES_MAX {
             return Err(LoginError::Nonsense(format!("a message of {} bytes", body.len())));
         }
+        let is_first = !std::mem::replace(&mut self.answered, true);
         match tag {
-            tag::ERROR_RESPONSE => Err(LoginError::Refused(backend::message(tag, body), Report::read(body))),
+            tag::ERROR_RESPONSE => {
+                let report = Report::read(body);
+                let refuses_version = is_first && self.minor > 0 && is_about_the_protocol(&report);
+                Err(match refuses_version {
+                    true => LoginError::TooNew(report),
+                    false => LoginError::Refused(backend::message(tag, body), report),
+                })
+            }
             tag::NOTICE_RESPONSE => {
                 if self.notices.len() < NOTICES_MAX {
                     self.notices.push(Report::read(body));
                 }
                 Ok(LoginStep::Continue)
             }
-            tag::NEGOTIATE_PROTOCOL_VERSION => Ok(LoginStep::Continue),
+            tag::NEGOTIATE_PROTOCOL_VERSION => {
+                self.minor = self.negotiated(body, is_first).map_err(LoginError::Nonsense)?;
+                Ok(LoginStep::Continue)
+            }
             tag::AUTHENTICATION => self.authentication(body),
             _ if matches!(self.state, State::AwaitReady) => self.after_authentication(tag, body),
             _ => Err(unexpected(tag)),
         }
+    }
+
+    /// What a NegotiateProtocolVersion makes of the minor version we asked for. We asked for no options.
+    fn negotiated(&self, body: &[u8], is_first: bool) -> Result<u16, String> {
+        let Some((version, options)) = backend::read_negotiate_protocol_version(body) else {
+            return Err("a NegotiateProtocolVersion that cannot be read".into());
+        };
+        let (major, minor) = (version >> 16, version as u16);
+        // The protocol chapter speaks of the minor version alone.
+        if !is_first || !matches!(major, 0 | 3) || minor >= self.minor || options > 0 {
+            return Err(format!(
+                "NegotiateProtocolVersion of {major}.{minor} and {options} options where 3.{} and none were asked for",
+                self.minor
+            ));
+        }
+        Ok(minor)
     }
 
     fn after_authentication(&mut self, tag: u8, body: &Bytes) -> Result<LoginStep, LoginError> {
@@ -176,6 +230,12 @@ impl Login {
             }
             tag::BACKEND_KEY_DATA => {
                 let (process, key) = backend::read_backend_key_data(body).ok_or_else(|| unexpected(tag))?;
+                if !(CANCEL_KEY_BYTES_MIN..=CANCEL_KEY_BYTES_MAX).contains(&key.len()) {
+                    return Err(LoginError::Nonsense(format!(
+                        "a cancel key of {} bytes; {CANCEL_KEY_BYTES_MIN} to {CANCEL_KEY_BYTES_MAX} are allowed",
+                        key.len()
+                    )));
+                }
                 self.key = Some((process, Bytes::copy_from_slice(key)));
                 Ok(LoginStep::Continue)
             }
@@ -262,6 +322,11 @@ fn check_iterations(challenge: &[u8]) -> Result<(), LoginError> {
     }
 }
 
+/// Old PostgreSQL refuses a version as a feature it lacks, and PgBouncer before 1.22 as a packet it cannot read.
+fn is_about_the_protocol(report: &Report) -> bool {
+    matches!(report.code.as_str(), "0A000" | "08P01")
+}
+
 fn unexpected(tag: u8) -> LoginError {
     LoginError::Nonsense(super::Nonsense { tag }.to_string())
 }
@@ -274,7 +339,7 @@ mod tests {
     use super::*;
 
     fn login(password: Option<&str>) -> Login {
-        Login::new(Credentials { user: "u".into(), password: password.map(Into::into) })
+        Login::new(Credentials { user: "u".into(), password: password.map(Into::into) }, 2)
     }
 
     fn receive(login: &mut Login, tag: u8, body: &'static [u8]) -> Result<LoginStep, LoginError> {
@@ -296,6 +361,65 @@ mod tests {
         assert_eq!(login.parameters.iter().collect::<Vec<_>>(), [("TimeZone", "UTC")]);
         assert_eq!(login.key, Some((1, Bytes::from_static(&[0, 0, 0, 2]))));
         assert_eq!(login.notices.len(), 1);
+    }
+
+    #[test]
+    fn a_server_may_speak_an_older_protocol() {
+        let mut login = login(None);
+        assert!(login.may_be_too_new());
+        assert!(receive(&mut login, b'v', &[0, 3, 0, 0, 0, 0, 0, 0]).is_ok());
+        assert!(!login.may_be_too_new());
+        assert_eq!(login.minor, 0);
+        assert!(receive(&mut login, b'R', &[0, 0, 0, 0]).is_ok());
+        assert!(receive(&mut login, b'v', &[0, 3, 0, 0, 0, 0, 0, 0]).is_err(), "too late");
+    }
+
+    #[test]
+    fn negotiations_that_make_no_sense_are_refused() {
+        for (body, what) in [
+            (&[0, 3, 0, 2, 0, 0, 0, 0][..], "what was asked for"),
+            (&[0, 3, 0, 9, 0, 0, 0, 0], "more than was asked for"),
+            (&[0, 4, 0, 0, 0, 0, 0, 0], "another protocol"),
+            (&[0, 3, 0, 0, 0, 0, 0, 1, b'_', 0], "an option that was not asked for"),
+            (&[0, 3, 0, 0], "half a message"),
+        ] {
+            let error = receive(&mut login(None), b'v', body);
+            assert!(matches!(error, Err(LoginError::Nonsense(_))), "{what}");
+        }
+        let mut old = Login::new(Credentials { user: "u".into(), password: None }, 0);
+        assert!(receive(&mut old, b'v', &[0, 3, 0, 0, 0, 0, 0, 0]).is_err(), "nothing to negotiate");
+    }
+
+    #[test]
+    fn a_server_that_does_not_negotiate_is_known_by_its_first_word() {
+        let refusal = b"SFATAL\0C08P01\0Mbad packet header\0\0";
+        let error = receive(&mut login(None), b'E', refusal).unwrap_err();
+        assert!(matches!(&error, LoginError::TooNew(_)), "{error}");
+        assert!(error.to_string().contains("bad packet header"), "{error}");
+        let mut later = login(None);
+        assert!(receive(&mut later, b'R', &[0, 0, 0, 0]).is_ok());
+        assert!(matches!(receive(&mut later, b'E', refusal), Err(LoginError::Refused(..))));
+        let mut old = Login::new(Credentials { user: "u".into(), password: None }, 0);
+        assert!(!old.may_be_too_new());
+        assert!(matches!(receive(&mut old, b'E', refusal), Err(LoginError::Refused(..))));
+        let other = receive(&mut login(None), b'E', b"SFATAL\0C28000\0Mno pg_hba.conf entry\0\0");
+        assert!(matches!(other, Err(LoginError::Refused(..))), "a refusal of the login itself");
+    }
+
+    #[test]
+    fn cancel_keys_have_the_lengths_that_the_protocol_allows() {
+        for (bytes, good) in [(0, false), (3, false), (4, true), (32, true), (256, true), (257, false)] {
+            let mut login = login(None);
+            assert!(receive(&mut login, b'R', &[0, 0, 0, 0]).is_ok());
+            let body = Bytes::from([&[0, 0, 0, 1][..], &vec![7; bytes]].concat());
+            match login.received(b'K', &body) {
+                Ok(_) => assert!(good && login.key == Some((1, body.slice(4..))), "{bytes}"),
+                Err(error) => assert!(!good && error.to_string().contains("cancel key"), "{error}"),
+            }
+        }
+        let mut login = login(None);
+        assert!(receive(&mut login, b'R', &[0, 0, 0, 0]).is_ok());
+        assert!(receive(&mut login, b'K', &[0, 0]).is_err(), "not even a process id");
     }
 
     #[test]

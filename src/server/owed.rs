@@ -347,6 +347,11 @@ impl Owed {
         matches!(self.copy, Copy::In | Copy::Both)
     }
 
+    /// The server sends the data of a COPY, and does not take any.
+    pub fn copies_out(&self) -> bool {
+        self.copy == Copy::Out
+    }
+
     /// The server skips what it gets until a Sync.
     pub fn awaits_sync(&self) -> bool {
         self.skipping
@@ -447,6 +452,9 @@ mod tests {
                 &[('>', "Q"), ('<', "G"), ('>', "dc"), ('<', "CG"), ('>', "c"), ('<', "CZ")],
             ),
             ("extended copy, sync ignored", &[('>', "PBES"), ('<', "12G"), ('>', "ddcS"), ('<', "CZ")]),
+            ("copy both, ended by the client", &[('>', "Q"), ('<', "Wdd"), ('>', "ddc"), ('<', "dcCZ")]),
+            ("copy both, ended by the server", &[('>', "Q"), ('<', "Wddc"), ('>', "dc"), ('<', "TDCCZ")]),
+            ("copy both, nobody ends it", &[('>', "Q"), ('<', "WdEZ")]),
             ("stray copy end", &[('>', "cQf"), ('<', "CZ")]),
             ("error of a copy that never began", &[('>', "PBESdcS"), ('<', "12EZZ")]),
         ];
@@ -481,6 +489,7 @@ mod tests {
             ("row of a parse", &[('>', "PS"), ('<', "D")]),
             ("parse complete of a query", &[('>', "Q"), ('<', "1")]),
             ("ready before the batch is done", &[('>', "PS"), ('<', "Z")]),
+            ("copy data behind both directions", &[('>', "Q"), ('<', "WdE"), ('<', "d")]),
             ("copy data outside a copy", &[('>', "Q"), ('<', "d")]),
             ("copy in complete before its end", &[('>', "Q"), ('<', "GC")]),
             ("authentication", &[('>', "Q"), ('<', "R")]),

@@ -12,12 +12,13 @@
 use super::client::State as ClientState;
 use super::server::State;
 use super::{ClientKey, Effect, ServerKey, Shard};
-use crate::cancel_key::{is_same, place_of, process_of};
+use crate::cancel_key::{CancelKey, place_of, process_of};
 use crate::config::LogLevel;
 use crate::ids::ShardId;
 use crate::limits::{CANCEL_ASKERS_MAX, CANCELS_ABROAD_MAX};
 use crate::mail::{CancelOrder, Letter};
 use crate::slab::Key;
+use crate::wire::startup::MINOR_OF_LONG_KEYS;
 use crate::wire::{Refusal, SqlState, backend};
 use bytes::BytesMut;
 
@@ -36,16 +37,23 @@ pub(super) struct Cancelling {
 pub(super) type Asker = (ShardId, u64);
 
 impl Shard {
-    /// The process id that a client is told.
-    pub(super) fn process_of(&self, client: ClientKey) -> u32 {
-        process_of(self.id, client.slot(), self.shards)
+    /// What a client is told to cancel with, appended to its greeting.
+    pub(super) fn put_cancel_key(&self, client: ClientKey, greeting: &mut BytesMut) {
+        let Some(key) = self.cancel_key_of(client) else { return };
+        let process = process_of(self.id, client.slot(), self.shards);
+        backend::put_backend_key_data(greeting, process, key.as_slice());
+    }
+
+    fn cancel_key_of(&self, client: ClientKey) -> Option<CancelKey> {
+        let client = self.clients.get(client)?;
+        Some(self.secret.key_of(client.session_id, client.minor >= MINOR_OF_LONG_KEYS))
     }
 
     /// A connection turned out to be a cancel request.
-    pub(super) fn cancel_asked(&mut self, asker: ClientKey, process: u32, secret: Vec<u8>) {
+    pub(super) fn cancel_asked(&mut self, asker: ClientKey, process: u32, claimed: Vec<u8>) {
         let Some(client) = self.clients.get_mut(asker) else { return };
         client.state = ClientState::Cancelling;
-        let order = CancelOrder { process, secret, asker: asker.to_bits() };
+        let order = CancelOrder { process, claimed, asker: asker.to_bits() };
         match place_of(process, self.shards) {
             Some((shard, _)) if shard != self.id && self.cancels_abroad < CANCELS_ABROAD_MAX => {
                 self.cancels_abroad += 1;
@@ -61,7 +69,7 @@ impl Shard {
         let client = place_of(order.process, self.shards)
             .filter(|&(shard, _)| shard == self.id)
             .and_then(|(_, slot)| self.clients.key_at(slot))
-            .filter(|&key| self.is_secret_of(key, &order.secret));
+            .filter(|&key| self.cancel_key_of(key).is_some_and(|key| key.is(&order.claimed)));
         let state = client.and_then(|key| self.clients.get(key)).map(|client| client.state);
         let under_way = match (client, state) {
             (Some(client), Some(ClientState::Waiting)) => {
@@ -74,10 +82,6 @@ impl Shard {
         if !under_way {
             self.cancel_done(asker);
         }
-    }
-
-    fn is_secret_of(&self, client: ClientKey, claimed: &[u8]) -> bool {
-        self.clients.get(client).is_some_and(|client| is_same(&client.secret.to_be_bytes(), claimed))
     }
 
     /// The client has no server yet: its request is answered by us.

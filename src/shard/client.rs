@@ -9,7 +9,7 @@ use crate::parameters::Values;
 use crate::prepared::Names;
 use crate::session::{End, Opening, Session, Until};
 use crate::time::Instant;
-use crate::wire::startup::{self, Packet, Startup};
+use crate::wire::startup::{self, Packet, Startup, StartupError};
 use crate::wire::{Refusal, SqlState, backend};
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
@@ -35,7 +35,8 @@ pub struct Client {
     surplus: bool,
     /// It was to move to another shard once: it does not again.
     pub(super) steered: bool,
-    pub(super) secret: u32,
+    /// The minor version of the protocol that it speaks.
+    pub(super) minor: u16,
     /// Its session's parameters; while it logs in, those it asks for.
     pub(super) values: Arc<Values>,
     pub(super) deadline: Deadline,
@@ -76,13 +77,7 @@ impl State {
 }
 
 impl Client {
-    pub(super) fn new(
-        socket: SocketId,
-        session_id: SessionId,
-        peer: Peer,
-        secret: u32,
-        connected: Instant,
-    ) -> Self {
+    pub(super) fn new(socket: SocketId, session_id: SessionId, peer: Peer, connected: Instant) -> Self {
         Self {
             socket,
             session_id,
@@ -97,7 +92,7 @@ impl Client {
             leaves: Kinds::NONE,
             surplus: false,
             steered: false,
-            secret,
+            minor: 0,
             values: Arc::default(),
             deadline: Deadline::default(),
             connected,
@@ -108,10 +103,10 @@ impl Client {
 }
 
 impl Shard {
-    /// A client connected. `secret` becomes its cancel key; `surplus` says that the process has all the clients it may
-    /// have: this one will be told so. Returns whose its socket is.
-    pub fn accepted(&mut self, socket: SocketId, peer: Peer, secret: u32, surplus: bool) -> Owner {
-        let mut client = Client::new(socket, self.ids.session(), peer, secret, self.now);
+    /// A client connected. `surplus` says that the process has all the clients it may have: this one will be told so.
+    /// Returns whose its socket is.
+    pub fn accepted(&mut self, socket: SocketId, peer: Peer, surplus: bool) -> Owner {
+        let mut client = Client::new(socket, self.ids.session(), peer, self.now);
         client.surplus = surplus;
         let key = self.clients.insert(client);
         self.begin_session(key);
@@ -171,8 +166,11 @@ impl Shard {
                 Ok(None) => return,
                 Ok(Some(found)) => found,
                 Err(error) => {
-                    let refusal = Refusal::new(SqlState::PROTOCOL_VIOLATION, error.to_string());
-                    return self.refuse(key, refusal);
+                    let code = match error {
+                        StartupError::Version(..) => SqlState::FEATURE_NOT_SUPPORTED,
+                        _ => SqlState::PROTOCOL_VIOLATION,
+                    };
+                    return self.refuse(key, Refusal::new(code, error.to_string()));
                 }
             };
             if let Packet::Startup(startup) = packet {
@@ -189,7 +187,7 @@ impl Shard {
                 Packet::Ssl | Packet::Gss => {
                     return self.refuse(key, protocol_violation("encryption was already denied"));
                 }
-                Packet::Cancel { process, key: secret } => return self.cancel_asked(key, process, secret),
+                Packet::Cancel { process, key: claimed } => return self.cancel_asked(key, process, claimed),
                 Packet::Startup(_) => unreachable!("a startup packet was read above"),
             }
         }
@@ -211,8 +209,11 @@ impl Shard {
         if console::is_wanted(startup) {
             return self.let_in_to_console(key, startup, used);
         }
-        let surplus = self.clients.get(key).is_some_and(|client| client.surplus);
-        let route = if surplus { Err(too_many_clients()) } else { self.asked_route(startup) };
+        let Some(client) = self.clients.get(key) else { return };
+        let route = match client.surplus {
+            true => Err(too_many_clients()),
+            false => self.asked_route(startup, client.session_id),
+        };
         match route {
             Err(refusal) => self.refuse(key, refusal),
             Ok(route) => match self.home_elsewhere(key, &route) {
@@ -238,6 +239,7 @@ impl Shard {
         };
         self.log_login(key, startup);
         self.negotiate(key, startup);
+        let own = route.session.is_some();
         let route = self.route_named(route);
         let Some(client) = self.clients.get_mut(key) else { return };
         client.pending.drain(..used);
@@ -250,20 +252,27 @@ impl Shard {
         if let Some(route) = self.routes.get_mut(route) {
             route.counts.steered += u64::from(steered);
         }
-        self.enter_route(key, route);
+        match own {
+            true => self.enter_own_route(key, route, startup),
+            false => self.enter_route(key, route),
+        }
     }
 
-    /// Answers the wish for a later minor version, or for options of the protocol.
+    /// Settles the minor version of the protocol, and says so if it is not the one that was asked for, or if options of the
+    /// protocol were asked for.
     fn negotiate(&mut self, key: ClientKey, startup: &Startup) {
-        let options = startup.protocol_options();
-        if startup.minor > 0 || !options.is_empty() {
+        let (minor, options) = (startup.negotiated_minor(), startup.protocol_options());
+        if let Some(client) = self.clients.get_mut(key) {
+            client.minor = minor;
+        }
+        if minor < startup.minor || !options.is_empty() {
             let mut answer = BytesMut::new();
-            backend::put_negotiate_protocol_version(&mut answer, &options);
+            backend::put_negotiate_protocol_version(&mut answer, minor, &options);
             self.send_to_client(key, answer.freeze());
         }
     }
 
-    fn asked_route(&self, startup: &Startup) -> Result<RouteName, Refusal> {
+    fn asked_route(&self, startup: &Startup, session: SessionId) -> Result<RouteName, Refusal> {
         let user = startup.get("user").unwrap_or_default();
         if user.is_empty() {
             let text = "no PostgreSQL user name specified in startup packet";
@@ -279,12 +288,15 @@ impl Shard {
                 return Err(Refusal::new(SqlState::INVALID_AUTHORIZATION, text));
             }
         }
-        if startup.get("replication").is_some_and(asks_for_replication) {
-            let refusal =
-                Refusal::new(SqlState::FEATURE_NOT_SUPPORTED, "replication connections are not pooled");
-            return Err(refusal.hint("Connect to PostgreSQL directly."));
+        match startup.replication() {
+            Ok(None) => self.route_name(database, user),
+            Ok(Some(kind)) => self.own_route_name(kind, database, user, session),
+            Err(value) => {
+                let text = format!("invalid value for parameter \"replication\": \"{value}\"");
+                let refusal = Refusal::new(SqlState::INVALID_PARAMETER_VALUE, text);
+                Err(refusal.hint("Valid values are: \"false\", 0, \"true\", 1, \"database\"."))
+            }
         }
-        self.route_name(database, user)
     }
 
     fn log_login(&mut self, key: ClientKey, startup: &Startup) {
@@ -300,21 +312,26 @@ impl Shard {
 
     /// The server's parameters are known: the client is in.
     pub(super) fn welcome(&mut self, key: ClientKey, parameters: &crate::server::Parameters) {
-        let process = self.process_of(key);
         let Some(client) = self.clients.get_mut(key) else { return };
         debug_assert!(matches!(client.state, State::AwaitParameters));
+        client.state = State::Idle;
+        self.greet(key, parameters);
+        self.became_idle(key);
+    }
+
+    /// Tells a client that it is in, and all that PostgreSQL tells at that moment.
+    pub(super) fn greet(&mut self, key: ClientKey, parameters: &crate::server::Parameters) {
+        let Some(client) = self.clients.get(key) else { return };
         let mut greeting = BytesMut::with_capacity(512);
         backend::put_authentication_ok(&mut greeting);
         for (name, value) in parameters.iter() {
             let value = client.values.get(name).map_or(value, |own| own);
             backend::put_parameter_status(&mut greeting, name, value);
         }
-        backend::put_backend_key_data(&mut greeting, process, client.secret);
+        self.put_cancel_key(key, &mut greeting);
         backend::put_ready_for_query(&mut greeting);
-        client.state = State::Idle;
         self.stats.logins += 1;
         self.send_to_client(key, greeting.freeze());
-        self.became_idle(key);
     }
 
     // ---- talking ----
@@ -662,7 +679,10 @@ impl Shard {
     pub(super) fn drain_client(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get(key) else { return };
         let at_boundary = match client.state {
-            State::Linked(server) => self.rests(server),
+            State::Linked(server) => {
+                let replicates = |server| self.replicates_without_end(server);
+                self.rests(server) || self.servers.get(server).is_some_and(replicates)
+            }
             State::Moving { .. } | State::Cancelling | State::Leaving => false,
             _ => true,
         };
@@ -699,11 +719,6 @@ fn too_many_clients() -> Refusal {
 
 fn protocol_violation(text: &'static str) -> Refusal {
     Refusal::new(SqlState::PROTOCOL_VIOLATION, text)
-}
-
-/// As PostgreSQL reads the parameter: a boolean, or `database`.
-fn asks_for_replication(value: &str) -> bool {
-    !matches!(value.to_ascii_lowercase().as_str(), "false" | "off" | "no" | "0" | "f" | "n" | "of")
 }
 
 /// How long a client that was sent away may take to read why.

@@ -26,6 +26,7 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cancel_key::Secret;
     use crate::ids::{Owner, ShardId, SocketId};
     use crate::shard::{Effect, Party, Peer, ServerKey};
     use crate::time::Instant;
@@ -42,7 +43,7 @@ mod tests {
 
     impl World {
         fn new(limit: usize) -> Self {
-            let mut shard = Shard::new(config(limit), ShardId(0), 1, 1);
+            let mut shard = Shard::new(config(limit), ShardId(0), 1, 1, Secret::new([7; 32]));
             let now = Instant::from_nanos(1);
             shard.set_time(now);
             Self { shard, now, sockets: 0, dials: Vec::new(), closes: 0 }
@@ -56,7 +57,7 @@ mod tests {
         /// A client that has asked for something.
         fn client(&mut self) -> Owner {
             let socket = self.socket();
-            let owner = self.shard.accepted(socket, Peer::Unix, 1, false);
+            let owner = self.shard.accepted(socket, Peer::Unix, false);
             self.shard.received(owner, b"\0\0\0\x10\0\x03\0\0user\0u\0\0");
             self.shard.received(owner, b"Q\0\0\0\x0abegin\0");
             self.apply();

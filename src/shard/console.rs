@@ -55,10 +55,9 @@ impl Shard {
         for (name, value) in admin::STATUS {
             backend::put_parameter_status(&mut greeting, name, value);
         }
-        let process = self.process_of(key);
-        let Some(client) = self.clients.get_mut(key) else { return };
-        backend::put_backend_key_data(&mut greeting, process, client.secret);
+        self.put_cancel_key(key, &mut greeting);
         backend::put_ready_for_query(&mut greeting);
+        let Some(client) = self.clients.get_mut(key) else { return };
         client.state = State::Console;
         client.deadline.clear();
         self.stats.logins += 1;
@@ -255,6 +254,7 @@ const RELOAD_MAX: Duration = Duration::from_secs(10);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cancel_key::Secret;
     use crate::config::Config;
     use crate::ids::{Owner, SocketId};
     use crate::shard::{Peer, Piece};
@@ -275,14 +275,14 @@ mod tests {
         fn new() -> Self {
             let mut config = Config::upstream("127.0.0.1:5432", &[0, 1, 2]).unwrap();
             config.admin_users = vec!["dba".into()];
-            let mut shard = Shard::new(Arc::new(config), ShardId(1), 3, 1);
+            let mut shard = Shard::new(Arc::new(config), ShardId(1), 3, 1, Secret::new([7; 32]));
             shard.set_time(Instant::from_nanos(1));
             let (sent, inquiries, reports, reloads, closed) = Default::default();
             Self { shard, sent, inquiries, reports, reloads, closed, now: 1 }
         }
 
         fn client(&mut self, slot: u32, user: &str, surplus: bool) -> Owner {
-            let owner = self.shard.accepted(SocketId { slot, generation: 0 }, Peer::Unix, 1, surplus);
+            let owner = self.shard.accepted(SocketId { slot, generation: 0 }, Peer::Unix, surplus);
             let body = format!("\0\x03\0\0user\0{user}\0database\0pgpinion\0\0");
             self.send(owner, [&(body.len() as u32 + 4).to_be_bytes()[..], body.as_bytes()].concat());
             owner

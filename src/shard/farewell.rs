@@ -176,12 +176,16 @@ impl Shard {
     /// certain, else closed. Returns whether the client can still be told something: the stream to it is between
     /// two messages, and the server has not said goodbye itself.
     pub(super) fn abandon(&mut self, key: ServerKey, within_body: bool) -> bool {
-        let Some(server) = self.servers.get_mut(key) else { return true };
-        if matches!(server.state, State::Closing) {
-            return !server.said_goodbye && !server.is_within_answer();
-        }
+        let Some(server) = self.servers.get(key) else { return true };
         let can_speak = !server.said_goodbye && !server.is_within_answer();
-        if within_body {
+        if matches!(server.state, State::Closing) {
+            return can_speak;
+        }
+        let own = self.is_own(server.route);
+        let Some(server) = self.servers.get_mut(key) else { return true };
+        if own && !within_body {
+            self.close_server(key, "its client left");
+        } else if within_body {
             self.cut_off(key, "its client left in the middle of a message");
         } else if server.owed.copies_in() {
             self.close_server(key, "its client left in the middle of a COPY");
@@ -282,9 +286,13 @@ impl Shard {
         match &mut server.state {
             State::Closing | State::Dialing => {}
             State::Moving(departure) => departure.ended(error),
-            State::Login(_) => {
+            State::Login(login) => {
+                let may_be_too_new = login.may_be_too_new();
                 self.dial_failed(key, Failure::Unreachable(format!("{what} during login").into()));
                 self.log_close(key, &what);
+                if may_be_too_new {
+                    self.ask_for_old_protocol(key);
+                }
                 self.end_server(key, None);
             }
             State::Linked(client) => {

@@ -5,7 +5,7 @@ use super::{Alarm, DialError, Effect, RouteKey, ServerKey, Shard};
 use crate::config::LogLevel;
 use crate::ids::{RouteName, ShardId, SocketId};
 use crate::ledger::Failure;
-use crate::limits::{DRAIN_MAX, DRAINED_BYTES_MAX};
+use crate::limits::{DRAIN_MAX, DRAINED_BYTES_MAX, OLD_PROTOCOL_FOR, UNDERSTOOD_BYTES_MAX};
 use crate::mail::Letter;
 use crate::parameters::Values;
 use crate::server::{Login, LoginError, LoginStep, Parameters, ScramResult};
@@ -36,10 +36,13 @@ impl Shard {
     pub(super) fn begin_login(&mut self, key: ServerKey, socket: SocketId) {
         let Some(server) = self.servers.get_mut(key) else { return };
         let Some(route) = self.routes.get(server.route) else { return };
-        let hello =
-            startup::startup_message(&[("user", &route.credentials.user), ("database", &route.dbname)]);
+        let asks_old = self.endpoints[server.endpoint].old_protocol_until > self.now;
+        let minor = if asks_old { 0 } else { startup::MINOR_MAX };
+        let mut parameters = vec![("user", &*route.credentials.user), ("database", &route.dbname)];
+        parameters.extend(route.own.iter().flatten().map(|(name, value)| (&**name, &**value)));
+        let hello = startup::startup_message(minor, &parameters);
         server.receiving = true;
-        server.state = State::Login(Box::new(Login::new(route.credentials.clone())));
+        server.state = State::Login(Box::new(Login::new(route.credentials.clone(), minor)));
         let at = server.opened + self.config.timeouts.server_connect;
         self.deadlines.set(Alarm::Server(key), &mut server.deadline, at);
         self.effects.push(Effect::Receive { socket, on: true });
@@ -101,6 +104,7 @@ impl Shard {
         if let Some(server) = self.servers.get_mut(key) {
             (server.values, server.defaults) = (defaults.clone(), defaults);
         }
+        self.doom_ownerless(key);
         self.dial_succeeded(key);
         if rest.is_empty() && self.servers.get(key).is_some_and(Server::is_at_rest) {
             self.rest(key);
@@ -116,7 +120,7 @@ impl Shard {
         let known = self.routes.get(key).and_then(|route| route.parameters.as_ref()) == Some(&parameters);
         let defaults = self.learn_defaults(key, parameters.clone());
         let Some(route) = self.routes.get_mut(key) else { return defaults };
-        if known {
+        if known || route.own.is_some() {
             return defaults;
         }
         let name = route.name.clone();
@@ -161,12 +165,27 @@ impl Shard {
         }
     }
 
+    /// A server of this endpoint does not negotiate the protocol's version: for a while none is expected to.
+    pub(super) fn ask_for_old_protocol(&mut self, key: ServerKey) {
+        let Some(server) = self.servers.get(key) else { return };
+        let id = server.id;
+        self.endpoints[server.endpoint].old_protocol_until = self.now + OLD_PROTOCOL_FOR;
+        let minutes = OLD_PROTOCOL_FOR.as_secs() / 60;
+        self.log(LogLevel::Info, None, Some(id), || {
+            format!("its endpoint is asked for protocol 3.0 for {minutes} minutes")
+        });
+    }
+
     pub(super) fn login_failed(&mut self, key: ServerKey, error: LoginError) {
         let Some(server) = self.servers.get(key) else { return };
         let id = server.id;
         let text = error.to_string();
         self.log(LogLevel::Warn, None, Some(id), || format!("login failed: {text}"));
         match error {
+            LoginError::TooNew(_) => {
+                self.ask_for_old_protocol(key);
+                self.dial_failed(key, Failure::Unreachable(text.into()));
+            }
             LoginError::Refused(message, report) if !is_transient(&report) => {
                 // A server may leave out what a client cannot do without.
                 let sound = report.code.len() == 5 && message.ends_with(b"\0\0");
@@ -201,7 +220,12 @@ const REMEMBERED_MAX: usize = 4096;
 
 /// During the login a server has nothing long to say.
 fn login_longest(message: u8) -> u32 {
-    backend::longest(message).min(crate::limits::UNDERSTOOD_BYTES_MAX as u32)
+    let understood = UNDERSTOOD_BYTES_MAX as u32;
+    match message {
+        // The login says what is wrong with its length.
+        backend::tag::BACKEND_KEY_DATA => understood,
+        _ => backend::longest(message).min(understood),
+    }
 }
 
 /// Refusals that pass: the server starts, stops, or is full.

@@ -7,6 +7,7 @@
 //!
 //! ```text
 //!   client:  Startup -> AwaitParameters -> Idle <-> Waiting -> Linked -> Idle ... -> Leaving
+//!            a replication connection: AwaitParameters -> Linked -> Leaving
 //!   server:  Dialing -> Login -> Idle <-> Linked -> (Draining -> Cleaning ->) Idle ... -> Closing
 //! ```
 //!
@@ -28,6 +29,7 @@ mod parameters;
 mod passing;
 mod permits;
 mod pools;
+mod replication;
 mod report;
 #[cfg(test)]
 mod script;
@@ -42,6 +44,7 @@ pub use effect::{DialError, Effect, Party, Piece};
 pub use report::RouteCensus;
 pub use server::Server;
 
+use crate::cancel_key::Secret;
 use crate::config::{Config, LeakPolicy, LogLevel, PoolMode};
 use crate::ids::{ConnectionId, IdSource, Owner, RouteName, SessionId, ShardId, SocketId};
 use crate::ledger::{Ledger, RouteNo};
@@ -97,6 +100,8 @@ pub struct Shard {
     steering_turn: usize,
     /// Cancel requests sent to other shards that are not answered yet.
     cancels_abroad: usize,
+    /// What cancel keys are derived of.
+    secret: Secret,
     random: Random,
     stats: Stats,
 }
@@ -111,6 +116,8 @@ struct Route {
     leak_policy: LeakPolicy,
     dbname: String,
     credentials: Credentials,
+    /// What the only server of a replication connection is asked for, beside user and database.
+    own: Option<Box<[(String, String)]>>,
     pool: Pool<ServerKey, ClientKey>,
     /// Clients that log in and wait to learn what the server reports about itself.
     logins: VecDeque<ClientKey>,
@@ -158,8 +165,9 @@ impl Due {
 }
 
 impl Shard {
-    /// Shard `id` of `shards`, with nothing in it yet. `seed` is for jitter, not for secrets.
-    pub fn new(config: Arc<Config>, id: ShardId, shards: usize, seed: u64) -> Self {
+    /// Shard `id` of `shards`, with nothing in it yet. `seed` is for jitter; `secret`, which is the same for all of them,
+    /// for the cancel keys of clients.
+    pub fn new(config: Arc<Config>, id: ShardId, shards: usize, seed: u64, secret: Secret) -> Self {
         let endpoints = (0..config.endpoints.len()).map(|endpoint| {
             let keeps = permits::keeper(endpoint, shards) == id;
             EndpointState::new(keeps.then(|| Ledger::new(permits::policy(&config, endpoint), shards, seed)))
@@ -187,6 +195,7 @@ impl Shard {
             draining: false,
             // The shards do not all begin with the same one.
             steering_turn: usize::from(id.0),
+            secret,
             random: Random::new(seed),
             cancels_abroad: 0,
             stats: Stats::default(),

@@ -367,6 +367,10 @@ impl Shard {
     #[cold]
     pub(super) fn restore(&mut self, key: ServerKey, client_key: ClientKey) {
         self.forget_unreported(key);
+        if self.servers.get(key).is_some_and(|server| self.is_own(server.route)) {
+            // It logged in with the client's own startup packet.
+            return;
+        }
         let (Some(server), Some(client)) = (self.servers.get(key), self.clients.get_mut(client_key)) else {
             return;
         };

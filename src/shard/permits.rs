@@ -22,6 +22,8 @@ pub(super) struct EndpointState {
     /// By their numbers in the share.
     routes: Vec<Option<RouteKey>>,
     alarm: Deadline,
+    /// Until then its servers are asked for protocol 3.0: one refused to negotiate.
+    pub(super) old_protocol_until: Instant,
     /// Something happened that may have to be told.
     stirred: bool,
 }
@@ -33,6 +35,7 @@ impl EndpointState {
             ledger: ledger.map(Box::new),
             routes: Vec::new(),
             alarm: Deadline::default(),
+            old_protocol_until: Instant::default(),
             stirred: false,
         }
     }
@@ -68,6 +71,9 @@ pub(super) fn policy(config: &Arc<Config>, endpoint: usize) -> Policy {
 /// What a route may have, as configured.
 pub(super) fn terms(config: &Config, name: &RouteName) -> Terms {
     let terms = config.terms(&name.database, &name.user);
+    if name.session.is_some() {
+        return Terms { weight: terms.weight, floor: 0, ceiling: 1, administrator: terms.may_use_reserve };
+    }
     Terms {
         weight: terms.weight,
         floor: terms.floor as u32,

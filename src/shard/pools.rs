@@ -30,7 +30,7 @@ impl Shard {
         };
         let section =
             self.config.databases.iter().position(|each| std::ptr::eq(each, settings)).unwrap_or_default();
-        Ok(RouteName { section, database: database.into(), user: user.into() })
+        Ok(RouteName { section, database: database.into(), user: user.into(), session: None })
     }
 
     /// The route of that name, which is made if there is none.
@@ -42,8 +42,11 @@ impl Shard {
         let role = settings.user.clone().unwrap_or_else(|| name.user.to_string());
         let password = self.config.server_password(settings, &role).map(|secret| secret.reveal().to_owned());
         let endpoint = settings.endpoint;
-        let (mode, dbname) =
-            (self.config.pool_mode_of(settings), settings.name_on_server(&name.database).to_owned());
+        let mode = match name.session {
+            Some(_) => PoolMode::Session,
+            None => self.config.pool_mode_of(settings),
+        };
+        let dbname = settings.name_on_server(&name.database).to_owned();
         let leak_policy = self.config.leak_policy_of(&name.database, &name.user);
         let no = self.share(endpoint).enter(name);
         let reported = self.reported.get(name).cloned();
@@ -55,6 +58,7 @@ impl Shard {
             leak_policy,
             dbname,
             credentials: Credentials { user: role, password },
+            own: None,
             name: name.clone(),
             pool: Pool::default(),
             logins: VecDeque::new(),
@@ -199,8 +203,12 @@ impl Shard {
         }
         let Some(server) = self.servers.get_mut(server_key) else { return };
         server.last_session = session;
-        if self.routes.get(server.route).is_some_and(|route| route.mode == PoolMode::Session) {
+        let route = server.route;
+        if self.routes.get(route).is_some_and(|route| route.mode == PoolMode::Session) {
             self.pin(server_key);
+            if self.is_own(route) {
+                return self.greet_owner(client_key, server_key);
+            }
         }
         if checking {
             self.set_client_deadline(client_key, self.now.deadline(self.config.timeouts.query_wait));

@@ -90,7 +90,10 @@ impl Shard {
         RouteReport {
             endpoint: self.config.endpoints[route.endpoint].name.clone(),
             database: route.name.database.to_string(),
-            user: route.name.user.to_string(),
+            user: match route.name.session {
+                Some(_) => format!("{} (replication)", route.name.user),
+                None => route.name.user.to_string(),
+            },
             clients: route.clients,
             permits: route.pool.held(),
             idle: route.pool.idle(),

@@ -1,6 +1,7 @@
 //! Scripts for tests of a shard: a step is a line.
 
 use super::{ClientKey, Effect, Party, Peer, ServerKey, Shard};
+use crate::cancel_key::Secret;
 use crate::config::{Config, PoolMode};
 use crate::ids::{Owner, ShardId, SocketId};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ pub(super) fn shard_with(mode: PoolMode) -> Shard {
     let mut config = Config::upstream("127.0.0.1:5432", &[0]).unwrap();
     config.endpoints[0].max_connections = 1;
     config.pool_mode = mode;
-    Shard::new(Arc::new(config), ShardId(0), 1, 0)
+    Shard::new(Arc::new(config), ShardId(0), 1, 0, Secret::new([7; 32]))
 }
 
 pub(super) fn socket(slot: u32) -> SocketId {
@@ -34,7 +35,7 @@ pub(super) fn client(shard: &mut Shard, slot: u32) -> (Owner, ClientKey) {
 }
 
 pub(super) fn client_of(shard: &mut Shard, slot: u32, user: &str) -> (Owner, ClientKey) {
-    let owner = shard.accepted(socket(slot), Peer::Unix, 7, false);
+    let owner = shard.accepted(socket(slot), Peer::Unix, false);
     let body = format!("\0\x03\0\0user\0{user}\0database\0d\0\0").into_bytes();
     let packet = [&(body.len() as u32 + 4).to_be_bytes()[..], &body].concat();
     shard.received(owner, &packet);

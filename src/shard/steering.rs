@@ -16,7 +16,7 @@ impl Shard {
     /// Where this client belongs, if that is not here.
     pub(super) fn home_elsewhere(&self, key: ClientKey, route: &RouteName) -> Option<ShardId> {
         let client = self.clients.get(key)?;
-        if !self.config.steering || self.draining || client.steered {
+        if !self.config.steering || self.draining || client.steered || route.session.is_some() {
             return None;
         }
         let home = self.home_of(route);
@@ -58,7 +58,6 @@ impl Shard {
             session: client.session_id,
             peer: client.peer,
             connected: client.connected,
-            secret: client.secret,
             unread: client.pending,
         };
         self.stats.steered_out += 1;
@@ -84,8 +83,8 @@ impl Shard {
 
     /// A client of another shard is ours from now on.
     pub(super) fn client_arrives(&mut self, moved: MovedClient, socket: SocketId) -> Owner {
-        let MovedClient { session, peer, connected, secret, unread } = moved;
-        let mut client = Client::new(socket, session, peer, secret, connected);
+        let MovedClient { session, peer, connected, unread } = moved;
+        let mut client = Client::new(socket, session, peer, connected);
         client.steered = true;
         client.pending = unread;
         let key = self.clients.insert(client);

@@ -1,5 +1,6 @@
 //! Messages that servers send: their types, how long they may be, and those that we make or read ourselves.
 
+use crate::limits::CANCEL_KEY_BYTES_MAX;
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// Message types, as the protocol chapter names them.
@@ -69,7 +70,7 @@ pub fn longest(tag: u8) -> u32 {
         | tag::NO_DATA
         | tag::PORTAL_SUSPENDED
         | tag::COPY_DONE => 4,
-        tag::BACKEND_KEY_DATA => 4 + 4 + 256,
+        tag::BACKEND_KEY_DATA => 4 + 4 + CANCEL_KEY_BYTES_MAX as u32,
         // These quote what a statement said, which may be long.
         tag::ERROR_RESPONSE | tag::NOTICE_RESPONSE => 64 << 20,
         tag::ROW_DESCRIPTION
@@ -114,9 +115,9 @@ pub fn put_parameter_status(to: &mut BytesMut, name: &str, value: &str) {
     put(to, tag::PARAMETER_STATUS, &[name.as_bytes(), b"\0", value.as_bytes(), b"\0"]);
 }
 
-/// Appends a BackendKeyData of protocol 3.0.
-pub fn put_backend_key_data(to: &mut BytesMut, process: u32, secret: u32) {
-    put(to, tag::BACKEND_KEY_DATA, &[&process.to_be_bytes(), &secret.to_be_bytes()]);
+/// Appends a BackendKeyData: a key of 4 bytes, or of up to 256 since protocol 3.2.
+pub fn put_backend_key_data(to: &mut BytesMut, process: u32, key: &[u8]) {
+    put(to, tag::BACKEND_KEY_DATA, &[&process.to_be_bytes(), key]);
 }
 
 /// Appends a ReadyForQuery with status idle.
@@ -195,12 +196,13 @@ pub fn put_notice(to: &mut BytesMut, message: &str, detail: &str) {
     put(to, tag::NOTICE_RESPONSE, &parts);
 }
 
-/// Appends the answer to a client that asks for a newer minor version of the protocol, or for options of its
-/// future: we speak 3.0 and none of the options.
-pub fn put_negotiate_protocol_version(to: &mut BytesMut, options: &[String]) {
+/// Appends the answer to a client that asks for a newer minor version of the protocol than we know, or for options of its
+/// future: the minor version that is spoken, and the options, none of which we know. The protocol chapter says that the
+/// first field is the minor version; PostgreSQL of every version sends the major one in front of it.
+pub fn put_negotiate_protocol_version(to: &mut BytesMut, minor: u16, options: &[String]) {
     let count = u32::try_from(options.len()).unwrap_or(u32::MAX);
     let mut body = BytesMut::new();
-    body.put_u32(0x0003_0000);
+    body.put_u32(0x0003_0000 | u32::from(minor));
     body.put_u32(count);
     for option in options {
         body.put_slice(option.as_bytes());
@@ -217,10 +219,20 @@ pub fn read_parameter_status(body: &[u8]) -> Option<(&str, &str)> {
     fields.next().is_none().then_some((name, value))
 }
 
-/// The process id and cancel key of a BackendKeyData: 4 to 256 bytes of key since protocol 3.2.
+/// The process id and cancel key of a BackendKeyData, whose length the caller looks at.
 pub fn read_backend_key_data(body: &[u8]) -> Option<(u32, &[u8])> {
     let (process, key) = body.split_first_chunk()?;
-    (key.len() >= 4).then(|| (u32::from_be_bytes(*process), key))
+    Some((u32::from_be_bytes(*process), key))
+}
+
+/// The version (16 bits of major, 16 of minor) of a NegotiateProtocolVersion, and how many options it lists.
+pub fn read_negotiate_protocol_version(body: &[u8]) -> Option<(u32, usize)> {
+    let (version, rest) = body.split_first_chunk()?;
+    let (count, names) = rest.split_first_chunk()?;
+    let count = u32::from_be_bytes(*count) as usize;
+    let listed = names.iter().filter(|&&byte| byte == 0).count();
+    let whole = names.is_empty() || names.ends_with(&[0]);
+    (whole && listed == count).then(|| (u32::from_be_bytes(*version), count))
 }
 
 #[cfg(test)]
@@ -240,8 +252,21 @@ mod tests {
     #[test]
     fn keys_read_back() {
         let mut bytes = BytesMut::new();
-        put_backend_key_data(&mut bytes, 7, 9);
+        put_backend_key_data(&mut bytes, 7, &[0, 0, 0, 9]);
         assert_eq!(read_backend_key_data(&bytes[5..]), Some((7, &[0, 0, 0, 9][..])));
-        assert_eq!(read_backend_key_data(&[0; 7]), None);
+        assert_eq!(read_backend_key_data(&[0; 3]), None);
+    }
+
+    #[test]
+    fn negotiations_read_back() {
+        let mut bytes = BytesMut::new();
+        put_negotiate_protocol_version(&mut bytes, 2, &["_pq_.a".into(), "_pq_.b".into()]);
+        assert_eq!(read_negotiate_protocol_version(&bytes[5..]), Some((0x0003_0002, 2)));
+        assert_eq!(read_negotiate_protocol_version(&bytes[5..13]), None, "names are missing");
+        assert_eq!(read_negotiate_protocol_version(&bytes[5..bytes.len() - 1]), None);
+        assert_eq!(read_negotiate_protocol_version(&[0, 3, 0, 0, 0, 0, 0, 0]), Some((0x0003_0000, 0)));
+        for bad in [&[][..], &[0; 7], &[0, 3, 0, 0, 0, 0, 0, 0, 0], &[0, 3, 0, 0, 255, 255, 255, 255]] {
+            assert_eq!(read_negotiate_protocol_version(bad), None, "{bad:?}");
+        }
     }
 }

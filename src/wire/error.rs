@@ -15,6 +15,8 @@ impl SqlState {
     pub const CONNECTION_FAILURE: Self = Self(*b"08006");
     /// 0A000: what was asked for does not exist here.
     pub const FEATURE_NOT_SUPPORTED: Self = Self(*b"0A000");
+    /// 22023: a parameter of the startup packet has a value that does not exist.
+    pub const INVALID_PARAMETER_VALUE: Self = Self(*b"22023");
     /// 25P03: a transaction was left open too long.
     pub const IDLE_IN_TRANSACTION_TIMEOUT: Self = Self(*b"25P03");
     /// 28000: this user may not.

@@ -7,7 +7,7 @@
 //!   +--------------------+---------+---------------------------------------
 //! ```
 
-use crate::limits::STARTUP_BYTES_MAX;
+use crate::limits::{CANCEL_KEY_BYTES_MAX, STARTUP_BYTES_MAX};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::fmt;
 
@@ -45,11 +45,45 @@ impl Startup {
         found.map(|(_, value)| value.as_str())
     }
 
+    /// The minor version that is spoken with this client: what it asks for, or the newest one we know.
+    pub fn negotiated_minor(&self) -> u16 {
+        self.minor.min(MINOR_MAX)
+    }
+
+    /// Whether a replication connection is asked for, as PostgreSQL reads it: `database`, or a boolean.
+    ///
+    /// # Errors
+    /// The value, if it is neither.
+    pub fn replication(&self) -> Result<Option<Replication>, &str> {
+        let Some(value) = self.get("replication") else { return Ok(None) };
+        let is_prefix = |word: &str, least: usize| {
+            (least..=word.len()).contains(&value.len()) && word[..value.len()].eq_ignore_ascii_case(value)
+        };
+        if value == "database" {
+            Ok(Some(Replication::Logical))
+        } else if value == "1" || is_prefix("true", 1) || is_prefix("yes", 1) || is_prefix("on", 2) {
+            Ok(Some(Replication::Physical))
+        } else if value == "0" || is_prefix("false", 1) || is_prefix("no", 1) || is_prefix("off", 2) {
+            Ok(None)
+        } else {
+            Err(value)
+        }
+    }
+
     /// Options of the protocol itself that the client asks for, all unknown to us.
     pub fn protocol_options(&self) -> Vec<String> {
         let names = self.parameters.iter().map(|(name, _)| name);
         names.filter(|name| name.starts_with("_pq_.")).cloned().collect()
     }
+}
+
+/// What a replication connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replication {
+    /// Changes of one database, decoded; and SQL.
+    Logical,
+    /// The write-ahead log and the files of the whole cluster. It belongs to no database.
+    Physical,
 }
 
 /// Why bytes are no packet we can go on with.
@@ -65,8 +99,8 @@ pub enum StartupError {
     Layout,
     /// A name or value is not UTF-8.
     Encoding,
-    /// A CancelRequest without a key.
-    Cancel,
+    /// A CancelRequest that is too short for a process id, or with a key of this many bytes.
+    Cancel(usize),
 }
 
 impl fmt::Display for StartupError {
@@ -74,12 +108,21 @@ impl fmt::Display for StartupError {
         match self {
             Self::Length(length) => write!(f, "invalid length {length} of startup packet"),
             Self::Version(major, minor) => {
-                write!(f, "unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.0")
+                write!(
+                    f,
+                    "unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.{MINOR_MAX}"
+                )
             }
             Self::DirectTls => f.write_str("received a TLS handshake, but this port does not speak TLS"),
             Self::Layout => f.write_str("invalid startup packet layout: expected terminator as last byte"),
             Self::Encoding => f.write_str("invalid startup packet: names and values must be UTF-8"),
-            Self::Cancel => f.write_str("invalid cancel request: no key"),
+            Self::Cancel(0) => f.write_str("invalid cancel request: no key"),
+            Self::Cancel(bytes) => {
+                write!(
+                    f,
+                    "invalid cancel request: a key of {bytes} bytes; there are at most {CANCEL_KEY_BYTES_MAX}"
+                )
+            }
         }
     }
 }
@@ -113,9 +156,9 @@ pub fn read(bytes: &[u8]) -> Result<Option<(Packet, usize)>, StartupError> {
 }
 
 fn read_cancel(body: &[u8]) -> Result<Packet, StartupError> {
-    let Some((process, key)) = body.split_first_chunk() else { return Err(StartupError::Cancel) };
+    let Some((process, key)) = body.split_first_chunk() else { return Err(StartupError::Cancel(0)) };
     if key.is_empty() || key.len() > CANCEL_KEY_BYTES_MAX {
-        return Err(StartupError::Cancel);
+        return Err(StartupError::Cancel(key.len()));
     }
     Ok(Packet::Cancel { process: u32::from_be_bytes(*process), key: key.to_vec() })
 }
@@ -148,10 +191,10 @@ fn read_string(bytes: &[u8]) -> Result<(&str, &[u8]), StartupError> {
     Ok((text, &bytes[end + 1..]))
 }
 
-/// A StartupMessage of protocol 3.0.
-pub fn startup_message(parameters: &[(&str, &str)]) -> Bytes {
+/// A StartupMessage of protocol 3 in this minor version.
+pub fn startup_message(minor: u16, parameters: &[(&str, &str)]) -> Bytes {
     let mut body = BytesMut::new();
-    body.put_u32(PROTOCOL_3_0);
+    body.put_u32(PROTOCOL_3_0 | u32::from(minor));
     for (name, value) in parameters {
         body.put_slice(name.as_bytes());
         body.put_u8(0);
@@ -178,12 +221,17 @@ fn with_length(body: &[u8]) -> Bytes {
     bytes.freeze()
 }
 
+/// The newest minor version of protocol 3 that we speak. From 2 on (PostgreSQL 18) cancel keys may be long; nothing else
+/// differs. 1 was never used by anybody, and is like 0.
+pub const MINOR_MAX: u16 = 2;
+
+/// From this minor version on cancel keys may be longer than 4 bytes.
+pub const MINOR_OF_LONG_KEYS: u16 = 2;
+
 const PROTOCOL_3_0: u32 = 0x0003_0000;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
 const CANCEL_REQUEST: u32 = 80_877_102;
-/// Protocol 3.2 allows keys of up to 256 bytes.
-const CANCEL_KEY_BYTES_MAX: usize = 256;
 /// A TLS record of type handshake, version 3.x.
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
 
@@ -197,12 +245,12 @@ mod tests {
 
     #[test]
     fn a_startup_message_reads_back_at_its_last_byte_and_not_before() {
-        let bytes = startup_message(&[("user", "a"), ("database", "b"), ("user", "c")]);
+        let bytes = startup_message(2, &[("user", "a"), ("database", "b"), ("user", "c")]);
         for cut in 0..bytes.len() {
             assert_eq!(read(&bytes[..cut]), Ok(None), "cut at {cut}");
         }
         let Ok(Some((Packet::Startup(startup), used))) = read(&bytes) else { panic!("not read") };
-        assert_eq!(used, bytes.len());
+        assert_eq!((used, startup.minor), (bytes.len(), 2));
         assert_eq!(startup.get("user"), Some("c"), "the last one counts");
         assert_eq!(startup.get("database"), Some("b"));
     }
@@ -220,7 +268,10 @@ mod tests {
             ("name only", packet(PROTOCOL_3_0, b"user\0"), StartupError::Layout),
             ("behind the end", packet(PROTOCOL_3_0, b"user\0a\0\0x"), StartupError::Layout),
             ("latin1", packet(PROTOCOL_3_0, b"user\0\xe4\0\0"), StartupError::Encoding),
-            ("cancel", packet(CANCEL_REQUEST, &[0; 4]), StartupError::Cancel),
+            ("protocol 4", packet(0x0004_0000, b"x"), StartupError::Version(4, 0)),
+            ("cancel", packet(CANCEL_REQUEST, &[]), StartupError::Cancel(0)),
+            ("cancel without a key", packet(CANCEL_REQUEST, &[0; 4]), StartupError::Cancel(0)),
+            ("cancel with a long key", packet(CANCEL_REQUEST, &[0; 4 + 257]), StartupError::Cancel(257)),
         ];
         for (name, bytes, error) in cases {
             assert_eq!(read(bytes), Err(*error), "{name}");
@@ -231,7 +282,39 @@ mod tests {
     fn requests_are_recognised() {
         assert_eq!(read(&packet(SSL_REQUEST, b"")), Ok(Some((Packet::Ssl, 8))));
         assert_eq!(read(&packet(GSSENC_REQUEST, b"")), Ok(Some((Packet::Gss, 8))));
-        let cancel = Packet::Cancel { process: 1, key: vec![0, 0, 0, 2] };
-        assert_eq!(read(&cancel_request(1, &[0, 0, 0, 2])), Ok(Some((cancel, 16))));
+        for bytes in [1, 4, 32, 256] {
+            let cancel = Packet::Cancel { process: 1, key: vec![7; bytes] };
+            assert_eq!(read(&cancel_request(1, &vec![7; bytes])), Ok(Some((cancel, 12 + bytes))));
+        }
+    }
+
+    #[test]
+    fn replication_is_asked_for_in_postgresqls_words() {
+        let asked = |value: &str| {
+            let startup = Startup { minor: 0, parameters: vec![("replication".into(), value.into())] };
+            startup.replication().map_err(str::to_owned)
+        };
+        assert_eq!(asked("database"), Ok(Some(Replication::Logical)));
+        for value in ["true", "TRUE", "t", "tr", "on", "On", "yes", "y", "1"] {
+            assert_eq!(asked(value), Ok(Some(Replication::Physical)), "{value}");
+        }
+        for value in ["false", "f", "off", "of", "OFF", "no", "n", "0"] {
+            assert_eq!(asked(value), Ok(None), "{value}");
+        }
+        for value in ["", "o", "Database", "2", "truee", "logical", "\u{e4}\u{e4}"] {
+            assert_eq!(asked(value), Err(value.to_owned()), "{value}");
+        }
+        assert_eq!(Startup::default().replication(), Ok(None));
+    }
+
+    #[test]
+    fn a_minor_version_is_negotiated_down_to_the_newest_we_know() {
+        for (asked, spoken) in [(0, 0), (1, 1), (2, 2), (3, 2), (9999, 2), (u16::MAX, 2)] {
+            let Ok(Some((Packet::Startup(startup), _))) = read(&startup_message(asked, &[("user", "a")]))
+            else {
+                panic!("3.{asked} is not read");
+            };
+            assert_eq!((startup.minor, startup.negotiated_minor()), (asked, spoken));
+        }
     }
 }

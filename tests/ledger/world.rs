@@ -96,7 +96,7 @@ impl Default for ClientPlan {
 }
 
 pub fn route_name(route: usize) -> RouteName {
-    RouteName { section: 0, database: "app".into(), user: format!("user{route}").into() }
+    RouteName { section: 0, database: "app".into(), user: format!("user{route}").into(), session: None }
 }
 
 enum Event {

@@ -6,5 +6,7 @@ mod cancel;
 mod hand_over;
 mod hot_path;
 mod parameters;
+mod protocol;
+mod replication;
 mod shards;
 mod steering;

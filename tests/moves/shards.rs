@@ -2,6 +2,7 @@
 //! so.
 
 use bytes::Bytes;
+use pgpinion::cancel_key::Secret;
 use pgpinion::config::{Config, LogLevel};
 use pgpinion::ids::{Owner, ShardId, SocketId};
 use pgpinion::mail::Letter;
@@ -22,8 +23,9 @@ pub struct Side {
     pub letters: Vec<(ShardId, Letter<Socket>)>,
     /// The connection that was just taken out.
     taken: Option<Socket>,
-    /// Servers that cancel requests were sent to.
+    /// Servers that cancel requests were sent to, and with which keys.
     pub cancels: Vec<Key<Server>>,
+    pub cancel_keys: Vec<(u32, Bytes)>,
     /// Lines of the log with the connection or session they concern.
     pub log: Vec<String>,
 }
@@ -78,9 +80,9 @@ impl Shards {
         let config = Arc::new(config);
         let now = Instant::from_nanos(1_000_000_000);
         let side = |index| {
-            let mut shard = Shard::new(config.clone(), ShardId(index as u16), count, 1);
+            let mut shard = Shard::new(config.clone(), ShardId(index as u16), count, 1, Secret::new([7; 32]));
             shard.set_time(now);
-            let (sockets, dials, letters, cancels, log) = Default::default();
+            let (sockets, dials, letters, cancels, cancel_keys, log) = Default::default();
             Side {
                 shard,
                 sockets,
@@ -89,6 +91,7 @@ impl Shards {
                 letters,
                 taken: None,
                 cancels,
+                cancel_keys,
                 log,
             }
         };
@@ -193,7 +196,7 @@ impl Side {
 
     pub fn connect(&mut self) -> Owner {
         let socket = self.open();
-        let owner = self.shard.accepted(socket, Peer::Unix, 7, false);
+        let owner = self.shard.accepted(socket, Peer::Unix, false);
         self.own(socket, owner);
         self.apply(&[]);
         owner
@@ -206,7 +209,13 @@ impl Side {
 
     /// The same with more parameters.
     pub fn log_in_with(&mut self, parameters: &[(&str, &str)]) -> Owner {
+        self.log_in_speaking(0, parameters)
+    }
+
+    /// The same with this minor version of the protocol.
+    pub fn log_in_speaking(&mut self, minor: u8, parameters: &[(&str, &str)]) -> Owner {
         let mut body = startup()[4..].to_vec();
+        body[3] = minor;
         body.pop();
         for (name, value) in parameters {
             body.extend(format!("{name}\0{value}\0").bytes());
@@ -219,17 +228,28 @@ impl Side {
 
     /// The next dial succeeds, and PostgreSQL lets us in.
     pub fn dial(&mut self) -> Owner {
+        self.dial_told(&[1, 2, 3, 4])
+    }
+
+    /// The next dial succeeds, and PostgreSQL has said nothing yet.
+    pub fn dial_only(&mut self) -> Owner {
         let server = self.dials.remove(0);
         let owner = Party::Server(server).to_owner();
         let socket = self.open();
         self.own(socket, owner);
         self.shard.dialed(server, Ok(socket));
         self.apply(&[]);
+        owner
+    }
+
+    /// The next dial succeeds, and PostgreSQL lets us in and tells this key.
+    pub fn dial_told(&mut self, key: &[u8]) -> Owner {
+        let owner = self.dial_only();
         let hello = [
             message(b'R', &[0; 4]),
             message(b'S', b"server_version\x0015\0"),
             message(b'S', b"TimeZone\0UTC\0"),
-            message(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]),
+            message(b'K', &[&[0, 0, 0, 9], key].concat()),
             message(b'Z', b"I"),
         ];
         self.receive(owner, &hello.concat());
@@ -377,7 +397,10 @@ impl Side {
                 let id = id.or(line.fields.session.map(|id| id.to_string())).unwrap_or_default();
                 self.log.push(format!("{id} {}", line.message));
             }
-            Effect::Cancel { server, .. } => self.cancels.push(server),
+            Effect::Cancel { server, key, .. } => {
+                self.cancels.push(server);
+                self.cancel_keys.push(key);
+            }
             Effect::Compute { .. } | Effect::Observe | Effect::Reload { .. } => {
                 panic!("nothing of that in these tests")
             }

@@ -170,7 +170,7 @@ fn who_is_refused_is_refused_where_he_came() {
     let mut shards = Shards::new(4, scarce());
     for side in &mut shards.sides {
         let client = side.connect();
-        let body = b"\0\x03\0\0user\0u\0replication\0true\0\0";
+        let body = b"\0\x03\0\0user\0u\0replication\0what\0\0";
         side.receive(client, &[&(body.len() as u32 + 4).to_be_bytes()[..], body].concat());
         assert!(side.sent(client).starts_with(b"E"));
         assert!(side.sockets.values().all(|socket| !socket.taking));

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::Cluster;
 use crate::console::{console, plan, values};
-use crate::pooler::{Plan, Target};
+use crate::pooler::{Plan, Pooler, Target, login};
 use crate::process::eventually;
 use crate::wire::{Client, Frames, cancel};
 
 /// Runs `statement`, cancels it when PostgreSQL is at it, and says what came of it and how long that took.
 fn cancelled(
-    pooler: &crate::pooler::Pooler,
+    cluster: &Cluster,
+    pooler: &Pooler,
     user: &str,
     client: &mut Client,
     statement: &str,
@@ -22,7 +23,7 @@ fn cancelled(
     // A request that comes before PostgreSQL has begun cancels nothing.
     let running =
         format!("select count(*) from pg_stat_activity where usename = '{user}' and state = 'active'");
-    eventually("it runs", SOON, || Cluster::shared().value(&running) == "1");
+    eventually("it runs", SOON, || cluster.value(&running) == "1");
     let asked = Instant::now();
     cancel(&pooler.address, &key);
     let reply = client.collect().expect("the session goes on");
@@ -31,29 +32,38 @@ fn cancelled(
 
 #[test]
 fn a_long_query_is_cancelled_and_its_session_goes_on() {
-    let cluster = Cluster::shared();
-    let user = cluster.user("user");
-    for (shards, unix) in [(1, false), (1, true), (2, false)] {
-        let mut plan = Plan::new(cluster).shards(shards);
-        if unix {
-            plan = plan.upstream_folder(cluster.socket_folder());
-        }
-        let pooler = plan.start();
-        let mut clients: Vec<Client> = (0..6).map(|_| pooler.client(&user)).collect();
-        for round in 0..4 {
-            for client in &mut clients {
-                let (code, took) = cancelled(&pooler, &user, client, "select pg_sleep(30)");
-                assert_eq!(code, "57014", "round {round}");
-                assert!(took < Duration::from_secs(2), "{took:?}");
-                assert_eq!(client.query("select 1").expect("a server").value(), "1");
+    for cluster in Cluster::of_each_release() {
+        for (shards, unix) in [(1, false), (1, true), (2, false)] {
+            let mut plan = Plan::new(cluster).shards(shards);
+            if unix {
+                plan = plan.upstream_folder(cluster.socket_folder());
             }
+            let pooler = plan.start();
+            long_queries_are_cancelled(cluster, &pooler);
+            pooler.finish();
         }
-        for statement in ["begin; select pg_sleep(30)", "do $$ begin perform pg_sleep(30); end $$"] {
-            assert_eq!(cancelled(&pooler, &user, &mut clients[0], statement).0, "57014");
-            let _ = clients[0].query("rollback").expect("a server");
+    }
+}
+
+/// Clients of protocol 3.0 and 3.2 in turn.
+fn long_queries_are_cancelled(cluster: &Cluster, pooler: &Pooler) {
+    let user = cluster.user("user");
+    let connect = |number: u16| {
+        let speaking = Client::connect_speaking(&pooler.address, number % 2 * 2, &login(&user));
+        speaking.expect("a login").0
+    };
+    let mut clients: Vec<Client> = (0..6).map(connect).collect();
+    for round in 0..4 {
+        for client in &mut clients {
+            let (code, took) = cancelled(cluster, pooler, &user, client, "select pg_sleep(30)");
+            assert_eq!(code, "57014", "round {round}");
+            assert!(took < Duration::from_secs(2), "{took:?}");
+            assert_eq!(client.query("select 1").expect("a server").value(), "1");
         }
-        drop(clients);
-        pooler.finish();
+    }
+    for statement in ["begin; select pg_sleep(30)", "do $$ begin perform pg_sleep(30); end $$"] {
+        assert_eq!(cancelled(cluster, pooler, &user, &mut clients[0], statement).0, "57014");
+        let _ = clients[0].query("rollback").expect("a server");
     }
 }
 

@@ -14,9 +14,54 @@ use nix::sys::signal::Signal;
 use crate::process::{self, Process, eventually, folder, free_port, give_away, unprivileged};
 use crate::wire::{Address, Client};
 
+/// A PostgreSQL that clusters can be made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// The one that the system has.
+    Installed,
+    /// PostgreSQL 18, which `tests/postgres/install` gets.
+    Eighteen,
+}
+
+impl Release {
+    /// All there are here.
+    pub fn all() -> Vec<Release> {
+        let eighteen = eighteen().map(|_| Release::Eighteen);
+        if eighteen.is_none() {
+            eprintln!("PostgreSQL 18 is not here: tests/postgres/install gets it");
+        }
+        [Release::Installed].into_iter().chain(eighteen).collect()
+    }
+
+    fn bin(self, name: &str) -> PathBuf {
+        match self {
+            Release::Installed => bin(name),
+            Release::Eighteen => {
+                eighteen().expect("it was asked for after it was found").join("bin").join(name)
+            }
+        }
+    }
+}
+
+/// Where PostgreSQL 18 is, if it is: a copy that the user who runs servers can read, wherever this program is.
+fn eighteen() -> Option<&'static Path> {
+    static COPY: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let copy = COPY.get_or_init(|| {
+        let native = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/postgresql-18/native");
+        native.join("bin/postgres").exists().then(|| {
+            let folder = folder("postgresql18");
+            process::run(Command::new("cp").arg("-a").arg(native.join(".")).arg(&folder));
+            give_away(&folder);
+            folder
+        })
+    });
+    copy.as_deref()
+}
+
 /// One PostgreSQL server with a superuser `postgres` and a database `app`; ends when dropped.
 #[derive(Debug)]
 pub struct Cluster {
+    release: Release,
     folder: PathBuf,
     port: u16,
     log: PathBuf,
@@ -30,11 +75,28 @@ impl Cluster {
         SHARED.get_or_init(|| Cluster::private(&[("max_connections", "400")]))
     }
 
+    /// One such server of each version there is.
+    pub fn of_each_release() -> Vec<&'static Cluster> {
+        static EIGHTEEN: OnceLock<Cluster> = OnceLock::new();
+        let shared = |release| match release {
+            Release::Installed => Cluster::shared(),
+            Release::Eighteen => {
+                EIGHTEEN.get_or_init(|| Cluster::of(Release::Eighteen, &[("max_connections", "400")]))
+            }
+        };
+        Release::all().into_iter().map(shared).collect()
+    }
+
     /// A server for one test, with these settings.
     pub fn private(settings: &[(&str, &str)]) -> Cluster {
+        Cluster::of(Release::Installed, settings)
+    }
+
+    /// The same of this version.
+    pub fn of(release: Release, settings: &[(&str, &str)]) -> Cluster {
         let folder = folder("cluster");
         let data = folder.join("data");
-        process::run(Command::new("cp").arg("-a").arg(template()).arg(&data));
+        process::run(Command::new("cp").arg("-a").arg(template(release)).arg(&data));
         let port = free_port();
         let mut conf = format!(
             "port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\n",
@@ -47,7 +109,7 @@ impl Cluster {
         process::write(&data.join("postgresql.conf"), &conf);
         give_away(&folder);
         let log = folder.join("log");
-        let cluster = Cluster { folder, port, log, process: Mutex::new(None) };
+        let cluster = Cluster { release, folder, port, log, process: Mutex::new(None) };
         cluster.start();
         cluster.sql("grant all on schema public to public");
         cluster
@@ -63,7 +125,7 @@ impl Cluster {
 
     /// Starts it without waiting.
     pub fn launch(&self) {
-        let mut command = unprivileged(bin("postgres"));
+        let mut command = unprivileged(self.release.bin("postgres"));
         command.arg("-D").arg(self.folder.join("data"));
         *self.process.lock().expect("lock") = Some(Process::spawn(&mut command, &self.log));
     }
@@ -271,14 +333,14 @@ const SAMPLE: &str = "select usename, count(*) from pg_stat_activity
     where backend_type = 'client backend' and pid <> pg_backend_pid() and usename is not null group by 1";
 
 /// A data directory that has never run, made once and copied.
-fn template() -> &'static Path {
-    static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
-    TEMPLATE.get_or_init(|| {
+fn template(release: Release) -> &'static Path {
+    static TEMPLATES: [OnceLock<PathBuf>; 2] = [OnceLock::new(), OnceLock::new()];
+    TEMPLATES[release as usize].get_or_init(|| {
         let folder = folder("template");
         give_away(&folder);
         let data = folder.join("data");
         process::run(
-            unprivileged(bin("initdb"))
+            unprivileged(release.bin("initdb"))
                 .args([
                     "--no-sync",
                     "--auth=trust",
@@ -292,7 +354,7 @@ fn template() -> &'static Path {
         let mut single = unprivileged("bash");
         let create = format!(
             "echo 'create database app' | {} --single -D {} postgres",
-            bin("postgres").display(),
+            release.bin("postgres").display(),
             data.display()
         );
         process::run(single.args(["-c", &create]));

@@ -31,4 +31,6 @@ mod parameters;
 mod pooling;
 mod prepared;
 mod pressure;
+mod protocol;
 mod reload;
+mod replication;

@@ -26,7 +26,12 @@ fn startup_parameters_are_as_with_postgresql() {
     if !Target::is_pgpinion() {
         return;
     }
-    let cluster = Cluster::shared();
+    for cluster in Cluster::of_each_release() {
+        startup_parameters_are_as_with(cluster);
+    }
+}
+
+fn startup_parameters_are_as_with(cluster: &Cluster) {
     let user = cluster.user("user");
     let cases: &[(&str, &[(&str, &str)])] = &[
         ("libpq", &[("application_name", "psql"), ("client_encoding", "UTF8")]),

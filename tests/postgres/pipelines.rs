@@ -14,8 +14,9 @@ fn s04_pipelines_with_errors_answer_as_postgresql() {
     if Target::current() == Target::Pgbouncer {
         return;
     }
-    for (mode, shards) in [("transaction", 1), ("transaction", 2), ("session", 1)] {
-        let cluster = Cluster::shared();
+    let ways = [("transaction", 1), ("transaction", 2), ("session", 1)];
+    let clusters = Cluster::of_each_release();
+    for (cluster, (mode, shards)) in clusters.iter().flat_map(|&cluster| ways.map(|way| (cluster, way))) {
         let (user, other) = (cluster.user("user"), cluster.user("other"));
         let pooler = Plan::new(cluster).mode(mode).shards(shards).max_connections(6).start();
         let crowd = Crowd::start(2, &pooler.address, &other, Habit::LIGHT);

@@ -18,7 +18,12 @@ fn s11_scripts_answer_as_postgresql_to_the_byte() {
     if !is_of_use() {
         return;
     }
-    let cluster = Cluster::shared();
+    for cluster in Cluster::of_each_release() {
+        scripts_answer_as_postgresql(cluster);
+    }
+}
+
+fn scripts_answer_as_postgresql(cluster: &Cluster) {
     let user = cluster.user("user");
     for (mode, connections, statements) in
         [("transaction", 1, 200), ("transaction", 3, 2), ("session", 1, 200)]

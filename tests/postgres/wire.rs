@@ -296,6 +296,21 @@ impl Client {
         Ok(client)
     }
 
+    /// The same with this minor version of protocol 3. All that was answered, too.
+    pub fn connect_speaking(
+        address: &Address,
+        minor: u16,
+        parameters: &[(&str, &str)],
+    ) -> Result<(Self, Vec<Message>), Fault> {
+        let mut client = Self::dial(address)?;
+        client.send(&startup_of(PROTOCOL_3 | u32::from(minor), parameters))?;
+        let mut greeting = Vec::new();
+        while greeting.last().is_none_or(|message: &Message| message.tag != b'Z') {
+            greeting.push(client.read()?);
+        }
+        Ok((client, greeting))
+    }
+
     /// Dials and sends nothing.
     pub fn dial(address: &Address) -> Result<Self, Fault> {
         Ok(Self::over(address.dial().map_err(Fault::Io)?))
@@ -506,6 +521,8 @@ impl Client {
                 self.buffer.extend_from_slice(&chunk[..count]);
                 Ok(())
             }
+            // A read with a timeout ends so when the process was stopped and goes on.
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.receive(deadline),
             Err(error) if is_timeout(&error) => Err(Fault::Timeout(self.timeout)),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => {
                 Err(Fault::Closed(self.last_error.clone()))
@@ -641,7 +658,12 @@ impl Frames {
 
 /// A StartupMessage of protocol 3.0.
 pub fn startup(parameters: &[(&str, &str)]) -> Vec<u8> {
-    let mut body = PROTOCOL_3.to_be_bytes().to_vec();
+    startup_of(PROTOCOL_3, parameters)
+}
+
+/// A StartupMessage of this version: 16 bits of major, 16 of minor.
+pub fn startup_of(version: u32, parameters: &[(&str, &str)]) -> Vec<u8> {
+    let mut body = version.to_be_bytes().to_vec();
     for (name, value) in parameters {
         body.extend_from_slice(name.as_bytes());
         body.push(0);
@@ -799,7 +821,10 @@ fn check_shape(message: &Message) {
         }
         b'Z' => assert!(matches!(body.take(1), b"I" | b"T" | b"E"), "{message:?}"),
         b'K' => {
-            body.take(8);
+            body.take(4);
+            let key = body.0.len();
+            assert!((4..=256).contains(&key), "a cancel key of {key} bytes");
+            body.take(key);
         }
         b'1' | b'2' | b'3' | b'n' | b's' | b'I' | b'c' => {}
         _ => return,

@@ -44,7 +44,7 @@ impl Cluster {
         let id = self.next;
         self.next += 1;
         let backend = Backend {
-            postgres: Postgres::default(),
+            postgres: Postgres::speaking(if id.is_multiple_of(2) { 0 } else { 2 }),
             logs_in_until: Instant::default(),
             busy_until: Instant::default(),
             exits_at: Instant::NEVER,

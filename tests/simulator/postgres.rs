@@ -30,6 +30,8 @@ pub struct Postgres {
     left: Option<String>,
     /// Leaving something is refused.
     pub refuses: bool,
+    /// The newest minor version of the protocol that it speaks: PostgreSQL before 18 knows 0.
+    newest: u8,
     /// Everything that a pooler must never let happen.
     pub violations: Vec<String>,
 }
@@ -69,6 +71,7 @@ impl Default for Postgres {
             owner: None,
             left: None,
             refuses: false,
+            newest: 2,
             violations: Vec::new(),
         }
     }
@@ -85,6 +88,11 @@ impl Postgres {
     /// A backend whose client has logged in already: the reference that a client compares with.
     pub fn logged_in() -> Self {
         Self { started: true, ..Self::default() }
+    }
+
+    /// A backend that knows the minor versions of the protocol up to this one.
+    pub fn speaking(newest: u8) -> Self {
+        Self { newest, ..Self::default() }
     }
 
     /// What the startup packet asks for.
@@ -116,12 +124,17 @@ impl Postgres {
             self.message(message[0], &message[5..]);
         } else {
             self.started = true;
+            let minor = message[7].min(self.newest);
+            if minor < message[7] {
+                self.put(b'v', &[0, 3, 0, minor, 0, 0, 0, 0]);
+            }
             self.put(b'R', &[0; 4]);
             self.put(b'S', b"server_version\0model\0");
             for (name, value) in self.reported.clone() {
                 self.put(b'S', format!("{name}\0{value}\0").as_bytes());
             }
-            self.put(b'K', &[0, 0, 0, 1, 0, 0, 0, 2]);
+            let key: &[u8] = if minor >= 2 { &[2; 32] } else { &[0, 0, 0, 2] };
+            self.put(b'K', &[&[0, 0, 0, 1], key].concat());
             self.ready();
         }
         true

@@ -71,7 +71,7 @@ impl World {
             self.clients[number].lost = true;
             return true;
         }
-        let owner = self.tell(shard, &[], |shard| shard.accepted(socket, Peer::Unix, 7, false));
+        let owner = self.tell(shard, &[], |shard| shard.accepted(socket, Peer::Unix, false));
         if let Some(socket) = self.sockets.get_mut(&socket.slot) {
             socket.owner = owner;
         }

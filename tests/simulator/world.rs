@@ -6,6 +6,7 @@ use crate::cluster::Cluster;
 use crate::network::{End, Socket, Taking};
 use crate::plan::{Faults, Plan};
 use bytes::Bytes;
+use pgpinion::cancel_key::Secret;
 use pgpinion::config::Config;
 use pgpinion::ids::{RouteName, ShardId, SocketId};
 use pgpinion::mail::Letter;
@@ -110,7 +111,13 @@ impl World {
         let plan = Plan::draw(&mut chance, faults, Self::KINDS.len());
         let config = Arc::new(plan.config());
         let nodes = (0..plan.shards).map(|number| Node {
-            shard: Shard::new(config.clone(), ShardId(number as u16), plan.shards, seed),
+            shard: Shard::new(
+                config.clone(),
+                ShardId(number as u16),
+                plan.shards,
+                seed,
+                Secret::new([7; 32]),
+            ),
             stalls_until: Instant::default(),
             told_to_drain: false,
             inbox: VecDeque::new(),
