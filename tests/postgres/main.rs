@@ -31,3 +31,4 @@ mod pooling;
 mod prepared;
 mod pressure;
 mod reload;
+mod settings;

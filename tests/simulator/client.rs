@@ -27,6 +27,8 @@ pub struct Client {
     pub lost: bool,
     /// A panic did that.
     pub condemned: bool,
+    /// How often it was told that it waits.
+    pub notified: u64,
 }
 
 /// What the console is asked, and what it tells of how many shards.
@@ -89,6 +91,7 @@ impl Client {
             done: false,
             lost: false,
             condemned: false,
+            notified: 0,
         }
     }
 
@@ -157,6 +160,11 @@ impl Client {
                 continue;
             }
             let rest = &self.reference.output[self.compared..];
+            if is_notice_of_waiting(got) {
+                self.notified += 1;
+                self.received.drain(..length);
+                continue;
+            }
             if is_unasked(got) {
                 self.received.drain(..length);
                 continue;
@@ -208,6 +216,11 @@ pub const ADMINISTRATOR: &str = "dba";
 /// What a server may say at any time.
 fn is_unasked(message: &[u8]) -> bool {
     matches!(message[0], b'N' | b'A' | b'S') && message.windows(7).any(|window| window == b"UNASKED")
+}
+
+/// What the pooler says to whoever waits for long.
+fn is_notice_of_waiting(message: &[u8]) -> bool {
+    message[0] == b'N' && message.windows(15).any(|window| window == b"SNOTICE\0VNOTICE")
 }
 
 /// The steps of one transaction.

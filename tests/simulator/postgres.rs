@@ -26,6 +26,8 @@ pub struct Postgres {
     pub gone: bool,
     /// The client whose transaction is open, as named by its statements.
     owner: Option<String>,
+    /// It must be told something before anything else.
+    awaits_introduction: bool,
     /// Everything that a pooler must never let happen.
     pub violations: Vec<String>,
 }
@@ -63,6 +65,7 @@ impl Default for Postgres {
             before: None,
             gone: false,
             owner: None,
+            awaits_introduction: false,
             violations: Vec::new(),
         }
     }
@@ -76,6 +79,11 @@ fn defaults() -> BTreeMap<&'static str, String> {
 }
 
 impl Postgres {
+    /// A backend that has just been started.
+    pub fn new(awaits_introduction: bool) -> Self {
+        Self { awaits_introduction, ..Self::default() }
+    }
+
     /// A backend whose client has logged in already: the reference that a client compares with.
     pub fn logged_in() -> Self {
         Self { started: true, ..Self::default() }
@@ -89,8 +97,9 @@ impl Postgres {
         }
     }
 
+    /// Nothing more has to be done before it is used.
     pub fn is_logged_in(&self) -> bool {
-        self.started
+        self.started && !self.awaits_introduction
     }
 
     pub fn receive(&mut self, bytes: &[u8]) {
@@ -130,6 +139,10 @@ impl Postgres {
         }
         self.extended = tag != b'Q';
         let text = String::from_utf8_lossy(body).trim_end_matches('\0').to_owned();
+        let introduced = tag == b'Q' && text == "CONNECT now";
+        if introduced != std::mem::take(&mut self.awaits_introduction) && tag != b'X' {
+            self.violations.push(format!("{text:?} is the first message, or the introduction a later one"));
+        }
         match tag {
             b'Q' => self.simple(&text),
             b'P' if body[0] != 0 => self.parse_named(body),
@@ -274,6 +287,7 @@ impl Postgres {
                 self.put(b'D', value.as_bytes());
                 self.put(b'C', b"SHOW\0");
             }
+            "CONNECT" => self.put(b'C', b"SET\0"),
             "ECHO" => {
                 self.put(b'D', token.as_bytes());
                 self.put(b'C', b"SELECT 1\0");
