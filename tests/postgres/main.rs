@@ -19,6 +19,7 @@ mod asynchronous;
 mod cancel;
 mod console;
 mod copy;
+mod crosstalk;
 mod fairness;
 mod faults;
 mod hostile;
