@@ -147,7 +147,8 @@ pub fn server(bytes: &[u8]) {
     for tag in *b"QPBDESFC" {
         owed.sent(tag);
     }
-    let mut login = Login::new(Credentials { user: "user".into(), password: Some("password".into()) }, 2);
+    let credentials = Credentials { user: "user".into(), password: Some("password".into()) };
+    let mut login = Login::new(credentials, 2, "select 1");
     let mut followed = Followed::default();
     followed.pass(&[STATEMENTS]);
     assert!(followed.owed.len() > 9, "the script was taken");

@@ -73,6 +73,8 @@ pub struct MovedServer {
     pub expires: Instant,
     /// When it has been idle for too long.
     pub idle_until: Instant,
+    /// When it was known to be alive.
+    pub proven: Instant,
     /// Whom it served last.
     pub last_session: Option<SessionId>,
     /// What it has prepared.

@@ -22,6 +22,8 @@ pub struct Session {
     skipping: bool,
     /// The rest of the current body is not passed on: something else went in its place.
     replaced: bool,
+    /// Simple queries are not allowed.
+    extended_only: bool,
 }
 
 /// How far the bytes at hand have been gone through: start with the default.
@@ -111,6 +113,11 @@ pub enum End {
 }
 
 impl Session {
+    /// Refuses simple queries from now on.
+    pub fn allow_extended_only(&mut self) {
+        self.extended_only = true;
+    }
+
     /// Looks at the bytes of a client that has no server: is there something that needs one? A message of up to
     /// [`COLLECTED_BYTES_MAX`] is waited for until it is whole. Data of a COPY that is over is dropped, as
     /// PostgreSQL does.
@@ -130,6 +137,7 @@ impl Session {
             let available = bytes.len() - at;
             match tag {
                 tag::TERMINATE => return Opening::Terminate,
+                tag::QUERY if self.extended_only => return Opening::Broken(simple_query()),
                 tag::SYNC if self.skipping => {
                     if total > available {
                         return Opening::Incomplete(at);
@@ -183,6 +191,12 @@ impl Session {
             if segment.begins {
                 if segment.tag == tag::TERMINATE {
                     passage.end = Some(End::Terminate);
+                    return passage;
+                }
+                if self.extended_only && segment.tag == tag::QUERY {
+                    // Nothing of it goes to the server.
+                    self.framer = Framer::default();
+                    passage.end = Some(End::Broken(simple_query()));
                     return passage;
                 }
                 if let Some(exchange) = &mut link.prepared
@@ -270,6 +284,12 @@ fn check(tag: u8, length: u32) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// PgBouncer's words.
+fn simple_query() -> Refusal {
+    Refusal::new(SqlState::PROTOCOL_VIOLATION, "PQexec disallowed")
+        .hint("disable_pqexec is set: use the extended query protocol.")
+}
+
 fn broken(message: String) -> Refusal {
     Refusal::new(SqlState::PROTOCOL_VIOLATION, message)
 }
@@ -283,6 +303,22 @@ mod tests {
         bytes.extend((body.len() as u32 + 4).to_be_bytes());
         bytes.extend(body);
         bytes
+    }
+
+    #[test]
+    fn simple_queries_are_refused_where_that_is_the_rule() {
+        let mut session = Session::default();
+        session.allow_extended_only();
+        let (batch, query) =
+            ([message(b'P', b"\0\0\0\0"), message(b'S', b"")].concat(), message(b'Q', b"x\0"));
+        assert_eq!(session.opening(&batch), Opening::NeedsServer(0));
+        let Opening::Broken(refusal) = session.opening(&query[..5]) else { panic!("let through") };
+        assert_eq!(refusal.message, "PQexec disallowed");
+        let mut owed = Owed::default();
+        let passage = pass(&mut session, &[batch.clone(), query].concat(), &mut owed);
+        assert_eq!(passage.range, 0..batch.len(), "what came before is passed on");
+        assert_eq!(passage.end, Some(End::Broken(refusal)));
+        assert!(!session.is_within_body(), "nothing of the query was");
     }
 
     fn pass(session: &mut Session, bytes: &[u8], owed: &mut Owed) -> Passage {

@@ -318,6 +318,7 @@ pub(super) fn blank_database(name: &str) -> Database {
         password: None,
         pool_mode: None,
         pool_size: None,
+        connect_query: String::new(),
     }
 }
 
@@ -347,7 +348,9 @@ fn blank() -> Config {
         metrics_listen: None,
         timeouts: Timeouts {
             query_wait: None,
+            query_wait_notify: None,
             server_idle: None,
+            server_check: Delay::default(),
             server_lifetime: None,
             server_connect: Duration::ZERO,
             server_close: Duration::ZERO,
@@ -357,6 +360,9 @@ fn blank() -> Config {
             shutdown: None,
         },
         server_reset_query: String::new(),
+        server_check_query: String::new(),
+        application_name_add_host: false,
+        disable_pqexec: false,
         ignore_startup_parameters: Vec::new(),
         track_extra_parameters: Vec::new(),
         leak_policy: LeakPolicy::Allow,

@@ -66,6 +66,12 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// What cleans a server connection between two clients in session pooling; empty for nothing.
     pub server_reset_query: String,
+    /// As the file has it: see [`Config::check_query`].
+    pub server_check_query: String,
+    /// Whether the application_name that a client asks for gets its address.
+    pub application_name_add_host: bool,
+    /// Whether simple queries are refused.
+    pub disable_pqexec: bool,
     /// Parameters of startup packets that are ignored.
     pub ignore_startup_parameters: Vec<String>,
     /// Parameters of startup packets that are honoured beside those that always are.
@@ -141,8 +147,12 @@ pub enum AuthType {
 pub struct Timeouts {
     /// A client waiting for a server connection.
     pub query_wait: Option<Duration>,
+    /// A client waiting for one until it is told that it waits.
+    pub query_wait_notify: Option<Duration>,
     /// A server connection without use.
     pub server_idle: Option<Duration>,
+    /// A server connection without use until it is checked before its next use.
+    pub server_check: Delay,
     /// A server connection since it was opened; it is closed at its next release.
     pub server_lifetime: Option<Duration>,
     /// Dialling a server and logging in to it.
@@ -158,6 +168,10 @@ pub struct Timeouts {
     /// Draining after SIGTERM.
     pub shutdown: Option<Duration>,
 }
+
+/// A time after which something is done; zero is at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delay(pub Duration);
 
 /// Options of TCP sockets, of clients and servers alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,6 +275,8 @@ pub struct Database {
     pub pool_mode: Option<PoolMode>,
     /// Its own [`Config::default_pool_size`].
     pub pool_size: Option<usize>,
+    /// What each of its server connections does before its first use; empty for nothing.
+    pub connect_query: String,
 }
 
 /// What is asked for one route.
@@ -376,6 +392,15 @@ impl Config {
         database.password.as_ref().or_else(|| self.users.get(user))
     }
 
+    /// What a server connection is asked before it is used after some idleness; `None` if it is not.
+    pub fn check_query(&self) -> Option<&str> {
+        match self.server_check_query.as_str() {
+            "" => None,
+            EMPTY_QUERY => Some(""),
+            query => Some(query),
+        }
+    }
+
     /// Connections to all endpoints together.
     pub fn permits(&self) -> usize {
         self.endpoints.iter().map(|endpoint| endpoint.max_connections).sum()
@@ -446,6 +471,9 @@ impl fmt::Display for Secret {
 
 /// The name of the database for all that have no section of their own.
 pub const FALLBACK: &str = "*";
+
+/// PgBouncer's word for the empty query, where an empty text is none.
+const EMPTY_QUERY: &str = "<empty>";
 
 /// Databases that are the console.
 pub const CONSOLE_NAMES: [&str; 2] = ["pgpinion", "pgbouncer"];

@@ -40,6 +40,7 @@ const GENERAL: Answers = &[
     ),
     (&["reserve_pool_size", "reserve_pool_timeout"], NO_RESERVE_POOL),
     (&["min_pool_size"], NO_MIN_POOL),
+    (&["connect_query"], "use it in [databases.NAME]"),
     (
         &["max_db_client_connections", "max_user_client_connections"],
         "not in this version; `max_client_conn` bounds all clients together",
@@ -94,10 +95,6 @@ const GENERAL: Answers = &[
         "the network ring works otherwise; its numbers are in cores.toml",
     ),
     (
-        &["server_check_delay", "server_check_query"],
-        "idle servers are watched, and a dead one leaves its pool at once; remove the line",
-    ),
-    (
         &[
             "server_round_robin",
             "server_fast_close",
@@ -113,14 +110,12 @@ const GENERAL: Answers = &[
             "transaction_timeout",
             "cancel_wait_timeout",
             "pool_idle_timeout",
-            "query_wait_notify",
             "login_notify_message",
             "autodb_idle_timeout",
         ],
         "not in this version; PostgreSQL's own timeouts (statement_timeout, transaction_timeout) hold through the pooler",
     ),
-    (&["application_name_add_host"], "not in this version; remove the line"),
-    (&["max_packet_size", "disable_pqexec"], "not in this version; remove the line"),
+    (&["max_packet_size"], "not in this version; remove the line"),
     (
         &["resolv_conf", "dns_zone_check_period"],
         "names are resolved by the system's resolver; remove the line",
@@ -146,7 +141,6 @@ const DATABASE: Answers = &[
             "auth_user",
             "auth_query",
             "auth_dbname",
-            "connect_query",
             "max_db_client_connections",
             "client_encoding",
             "datestyle",

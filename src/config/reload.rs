@@ -33,6 +33,8 @@ impl Config {
             ignore_startup_parameters: new.ignore_startup_parameters.clone(),
             track_extra_parameters: new.track_extra_parameters.clone(),
             leak_policy: new.leak_policy,
+            server_check_query: new.server_check_query.clone(),
+            application_name_add_host: new.application_name_add_host,
             timeouts: new.timeouts,
             log: new.log,
             stats_period: new.stats_period,

@@ -3,12 +3,16 @@
 //! Reading a file, filling in defaults and [`Config::render`] walk these tables, so a setting that is not here
 //! does not exist, and one that is here is read, checked and shown.
 
+mod cores;
+
 use toml::Spanned;
 use toml::de::DeValue;
 
 use super::report::kind;
-use super::values::{Cpu, Fault, Value, Wrong};
-use super::{Config, Database, Endpoint, RouteSettings, Shard};
+use super::values::{Fault, Value, Wrong};
+use super::{Config, Database, Endpoint, RouteSettings};
+
+pub(super) use cores::{CORE, CORES, CoreSection};
 
 /// One setting of a section that is read into a `T`.
 pub(super) struct Setting<T> {
@@ -106,7 +110,6 @@ type General = Setting<Config>;
 type OfEndpoint = Setting<Endpoint>;
 type OfDatabase = Setting<DatabaseSection>;
 type OfRoute = Setting<RouteSettings>;
-type OfCore = Setting<CoreSection>;
 
 /// `[pgpinion]`.
 pub(super) const GENERAL: &[General] = &[
@@ -204,6 +207,29 @@ pub(super) const GENERAL: &[General] = &[
         "what cleans a server connection between two clients in session pooling",
     ),
     General::new(
+        "server_check_query",
+        r#""<empty>""#,
+        "SQL, <empty> for the empty query, empty for none",
+        |c| &mut c.server_check_query,
+        "what a server connection must answer before it is used again after server_check_delay",
+    )
+    .live(),
+    General::new(
+        "application_name_add_host",
+        "false",
+        "true or false",
+        |c| &mut c.application_name_add_host,
+        "whether the application_name that a client connects with gets its address and port",
+    )
+    .live(),
+    General::new(
+        "disable_pqexec",
+        "false",
+        "true or false",
+        |c| &mut c.disable_pqexec,
+        "whether simple queries, which may hold several statements, are refused",
+    ),
+    General::new(
         "ignore_startup_parameters",
         "[]",
         "parameters",
@@ -236,11 +262,27 @@ pub(super) const GENERAL: &[General] = &[
     )
     .live(),
     General::new(
+        "query_wait_notify",
+        "5",
+        "seconds, 0 = off",
+        |c| &mut c.timeouts.query_wait_notify,
+        "how long a client waits for a server connection until a notice tells it",
+    )
+    .live(),
+    General::new(
         "server_idle_timeout",
         "600",
         "seconds, 0 = off",
         |c| &mut c.timeouts.server_idle,
         "how long a server connection may be without use",
+    )
+    .live(),
+    General::new(
+        "server_check_delay",
+        "30",
+        "seconds, 0 = at each use",
+        |c| &mut c.timeouts.server_check,
+        "how long a server connection may be without use and still be used without a check",
     )
     .live(),
     General::new(
@@ -467,6 +509,13 @@ pub(super) const DATABASE: &[OfDatabase] = &[
     )
     .within(0, CONNECTIONS_MAX)
     .live(),
+    OfDatabase::new(
+        "connect_query",
+        r#""""#,
+        "SQL, empty for none",
+        |d| &mut d.database.connect_query,
+        "what each of its server connections does before its first use",
+    ),
 ];
 
 /// `[routes."DATABASE/USER"]`.
@@ -489,70 +538,10 @@ pub(super) const ROUTE: &[OfRoute] = &[
     OfRoute::new("leak_policy", "", r#""pin""#, |r| &mut r.leak_policy, "a leak_policy of its own").live(),
 ];
 
-/// `[default]` and `[[core]]` of cores.toml.
-pub(super) const CORE: &[OfCore] = &[
-    OfCore::new("cpu", "", "2", |c| &mut c.cpu, "the CPU this shard is pinned to"),
-    OfCore::new(
-        "sq_entries",
-        "1024",
-        "submissions",
-        |c| &mut c.shard.sq_entries,
-        "submissions that fit in one turn",
-    )
-    .within(1, SQ_ENTRIES_MAX),
-    OfCore::new(
-        "cq_entries",
-        "8192",
-        "completions",
-        |c| &mut c.shard.cq_entries,
-        "completions that fit until they are reaped",
-    )
-    .within(1, CQ_ENTRIES_MAX),
-    OfCore::new(
-        "recv_buffers",
-        "256",
-        "buffers",
-        |c| &mut c.shard.recv_buffers,
-        "buffers that data is received into",
-    )
-    .within(1, RECV_BUFFERS_MAX),
-    OfCore::new(
-        "recv_buffer_bytes",
-        "32768",
-        "bytes",
-        |c| &mut c.shard.recv_buffer_bytes,
-        "size of each of them",
-    )
-    .within(1024, RECV_BUFFER_BYTES_MAX),
-    OfCore::new(
-        "busy_poll_us",
-        "0",
-        "microseconds",
-        |c| &mut c.shard.busy_poll_us,
-        "how long to spin before blocking",
-    )
-    .within(0, BUSY_POLL_US_MAX),
-];
-
-/// The keys of cores.toml outside its tables.
-pub(super) const CORES: &[Setting<Vec<usize>>] = &[Setting::new(
-    "housekeeping",
-    "[]",
-    "CPUs",
-    |housekeeping| housekeeping,
-    "CPUs for the threads of control; none for wherever the kernel likes",
-)];
-
 /// A database before its endpoint is found.
 pub(super) struct DatabaseSection {
     pub endpoint: Option<String>,
     pub database: Database,
-}
-
-/// A block of cores.toml before its CPU is checked.
-pub(super) struct CoreSection {
-    pub cpu: Cpu,
-    pub shard: Shard,
 }
 
 /// Each client is a descriptor; Linux allows 2^30 at most (`fs.nr_open`), and no host has memory for a tenth of it.
@@ -578,18 +567,3 @@ const BACKLOG_MAX: u64 = i32::MAX as u64;
 
 /// Quotas are ratios of weights: three digits are enough, and sums stay small.
 const WEIGHT_MAX: u64 = 1000;
-
-/// `IORING_MAX_ENTRIES`.
-const SQ_ENTRIES_MAX: u64 = 32_768;
-
-/// `IORING_MAX_CQ_ENTRIES`.
-const CQ_ENTRIES_MAX: u64 = 2 * SQ_ENTRIES_MAX;
-
-/// The kernel's bound of a provided buffer ring.
-const RECV_BUFFERS_MAX: u64 = 32_768;
-
-/// 1 MiB: a larger message takes several buffers anyway.
-const RECV_BUFFER_BYTES_MAX: u64 = 1 << 20;
-
-/// A second: whoever spins longer wants `busy` cores, not polling.
-const BUSY_POLL_US_MAX: u64 = 1_000_000;

@@ -52,7 +52,9 @@ fn nothing_said_means_the_defaults() {
         config.timeouts,
         Timeouts {
             query_wait: seconds(120),
+            query_wait_notify: seconds(5),
             server_idle: seconds(600),
+            server_check: Delay(Duration::from_secs(30)),
             server_lifetime: seconds(3600),
             server_connect: Duration::from_secs(15),
             server_close: Duration::from_secs(5),
@@ -234,6 +236,19 @@ leak_policy = "refuse"
 }
 
 #[test]
+fn checks_are_as_in_pgbouncer() {
+    for (line, expected) in [
+        ("", Some("")),
+        ("server_check_query = \"<empty>\"", Some("")),
+        ("server_check_query = \"\"", None),
+        ("server_check_query = \"select 1\"", Some("select 1")),
+    ] {
+        let config = parse_with(&format!("[pgpinion]\n{line}\n{SERVER}"), &[]).unwrap();
+        assert_eq!(config.check_query(), expected, "{line}");
+    }
+}
+
+#[test]
 fn no_secret_is_shown() {
     let config = general("[databases.app]\npassword = \"geheim\"").unwrap();
     assert!(!format!("{config:?} {}", config.render()).contains("geheim"));
@@ -241,9 +256,9 @@ fn no_secret_is_shown() {
 
 #[test]
 fn what_is_rendered_reads_as_the_same() {
-    let text = "server_reset_query = \"RESET \\\"a\\\"\\n;\"\nclient_idle_timeout = 0.25\ntcp_socket_buffer = 65536\n\
+    let text = "server_reset_query = \"RESET \\\"a\\\"\\n;\"\nserver_check_query = \"\"\nserver_check_delay = 0\nclient_idle_timeout = 0.25\ntcp_socket_buffer = 65536\n\
         [endpoints.\"odd name\"]\nhost = [\"a\", \"/b\"]\n\
-        [databases.\"o'd\\\"d\"]\nendpoint = \"odd name\"\npool_mode = \"session\"\n[databases.plain]\nendpoint = \"main\"\n\
+        [databases.\"o'd\\\"d\"]\nendpoint = \"odd name\"\npool_mode = \"session\"\n[databases.plain]\nendpoint = \"main\"\nconnect_query = \"set role \\\"a\\\"\"\n\
         [routes.\"plain/a b\"]\nmax_connections = 3\n\
         [endpoints.main]\nhost = \"127.0.0.1\"\n";
     let config = parse_with(&format!("[pgpinion]\n{text}"), &[]).unwrap();
@@ -290,6 +305,24 @@ const BAD_GENERAL: &[(&str, &str)] = &[
     (
         "max_client_conn = 1.5",
         "2:19: `max_client_conn` must be a whole number, like `max_client_conn = 10000`, not a fraction",
+    ),
+    ("server_check_delay = -1", "2:22: `server_check_delay` must not be negative, and is -1"),
+    (
+        "server_check_delay = \"30s\"",
+        "2:22: `server_check_delay` must be a number of seconds, like `server_check_delay = 30`, not a string",
+    ),
+    (
+        "query_wait_notify = true",
+        "2:21: `query_wait_notify` must be a number of seconds, 0 for off, like `query_wait_notify = 5`, not true or false",
+    ),
+    (
+        "disable_pqexec = 2",
+        "2:18: `disable_pqexec` must be true or false, like `disable_pqexec = false`, not a whole number",
+    ),
+    ("server_check_query = \"a\\u0000\"", "2:22: `server_check_query` must not contain a zero byte"),
+    (
+        "connect_query = \"select 1\"",
+        "2:1: unknown key `connect_query` in [pgpinion]: use it in [databases.NAME]",
     ),
     ("max_client_conn = 0", "2:19: `max_client_conn` must be at least 1, and is 0"),
     ("max_client_conn = -1", "2:19: `max_client_conn` must not be negative, and is -1"),
@@ -628,6 +661,11 @@ const OTHER_VALUES: &[&str] = &[
     "cores = \"c\"",
     "metrics_listen = \"127.0.0.1:1\"",
     "server_reset_query = \"x\"",
+    "server_check_query = \"x\"",
+    "server_check_delay = 0",
+    "application_name_add_host = true",
+    "disable_pqexec = 1",
+    "query_wait_notify = 0",
     "ignore_startup_parameters = \"geqo\"",
     "track_extra_parameters = []",
     "leak_policy = \"pin\"",

@@ -8,7 +8,9 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::report::{Span, kind};
-use super::{AuthType, Host, LeakPolicy, Listen, LogFormat, LogLevel, NAME_BYTES_MAX, PoolMode, Secret};
+use super::{
+    AuthType, Delay, Host, LeakPolicy, Listen, LogFormat, LogLevel, NAME_BYTES_MAX, PoolMode, Secret,
+};
 
 /// What the TOML of a setting can be read into.
 pub(super) trait Value {
@@ -150,6 +152,21 @@ impl Value for Option<Duration> {
 
     fn show(&self) -> Option<String> {
         Some(self.unwrap_or_default().as_secs_f64().to_string())
+    }
+}
+
+impl Value for Delay {
+    fn shape(&self) -> String {
+        "a number of seconds".into()
+    }
+
+    fn read(&mut self, value: &Toml<'_>) -> Result<(), Wrong> {
+        self.0 = seconds(value)?;
+        Ok(())
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(self.0.as_secs_f64().to_string())
     }
 }
 

@@ -130,9 +130,15 @@ impl Ledger {
             .filter_map(|(route, account)| account.as_ref().map(|account| (route, account)))
     }
 
+    /// So many recalls of a kind may be unanswered: one for each permit, also while more are held than a limit that was
+    /// lowered allows. Inboxes are as large as the limits at the start need.
+    fn recalls_max(&self) -> u32 {
+        self.policy.limit.max(self.held)
+    }
+
     /// Recalls one connection of a route, from the shard that can spare it best.
     fn recall_from(&mut self, route: usize, now: Instant) -> bool {
-        if self.closes >= self.policy.limit {
+        if self.closes >= self.recalls_max() {
             return false;
         }
         let Some(account) = &self.accounts[route] else { return false };
@@ -397,7 +403,7 @@ impl Ledger {
 
     fn relocate_to(&mut self, route: usize, shard: ShardId, now: Instant) {
         let to = if self.policy.hand_over { Destination::Shard(shard) } else { Destination::Close };
-        while *self.unanswered(to) < self.policy.limit
+        while *self.unanswered(to) < self.recalls_max()
             && let Some((from, due)) = self.donor_for(route, shard, now)
         {
             self.recall(route, from, to, due, now);

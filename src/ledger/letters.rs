@@ -182,7 +182,8 @@ pub enum Failure {
 /// | Seen, Status | 2 | as Levels and Noted |
 /// | a connection | P | each carries a permit |
 ///
-/// A permit is in one letter at a time, so that P covers all the letters that carry one.
+/// A permit is in one letter at a time, so that P covers all the letters that carry one. P is the highest limit there was:
+/// more than a lowered one may be held, and recalled, for a while.
 pub fn letters_max(limits: impl IntoIterator<Item = usize>, shards: usize) -> usize {
     limits.into_iter().map(|permits| 13 * permits + 2 * shards + 2 + crate::limits::DIALS_MAX as usize).sum()
 }

@@ -1,7 +1,7 @@
 //! Logging in to PostgreSQL: what it asks, what we answer. Knows the protocol, computes nothing that takes long.
 //!
 //! ```text
-//!   StartupMessage -> [v] -> [R challenge -> answer]* -> R ok -> S* K -> Z
+//!   StartupMessage -> [v] -> [R challenge -> answer]* -> R ok -> S* K -> Z [-> connect_query -> ... Z]
 //! ```
 //!
 //! We ask for the newest protocol. PostgreSQL before 18 negotiates that down to 3.0 (`v`); what does not know how to
@@ -16,7 +16,7 @@ use crate::limits::{
     AUTHENTICATION_BYTES_MAX, CANCEL_KEY_BYTES_MAX, CANCEL_KEY_BYTES_MIN, SCRAM_ITERATIONS_MAX,
 };
 use crate::wire::backend::{self, tag};
-use crate::wire::error::Report;
+use crate::wire::error::{Report, SqlState};
 use crate::wire::frontend;
 use bytes::Bytes;
 use postgres_protocol::authentication::{md5_hash, sasl};
@@ -48,6 +48,8 @@ pub enum LoginError {
     NoPassword(String),
     /// The server wants something that we do not speak.
     Unsupported(String),
+    /// The server did not do what it was told to do first, and says why.
+    ConnectQuery(Report),
     /// The server broke the protocol.
     Nonsense(String),
 }
@@ -65,6 +67,7 @@ impl fmt::Display for LoginError {
                  [databases.…] or add the user to `auth_file`"
             ),
             Self::Unsupported(what) => write!(f, "the server asks for {what}, which pgpinion does not speak"),
+            Self::ConnectQuery(report) => write!(f, "connect_query failed: {report}"),
             Self::Nonsense(what) => write!(f, "the server broke the protocol during login: {what}"),
         }
     }
@@ -128,11 +131,15 @@ enum State {
     AwaitScramOk,
     /// AuthenticationOk came.
     AwaitReady,
+    /// The first query is sent.
+    AwaitConnectQuery,
 }
 
 /// A login under way. Feed it whole messages; it says what to do.
 pub struct Login {
     credentials: Credentials,
+    /// What the server has to do before it is used, if anything.
+    connect_query: String,
     state: State,
     /// The minor version of the protocol that we asked for, or that the server has made of it.
     minor: u16,
@@ -153,10 +160,12 @@ impl fmt::Debug for Login {
 }
 
 impl Login {
-    /// A login whose startup message is about to be sent, which asks for this minor version of the protocol.
-    pub fn new(credentials: Credentials, minor: u16) -> Self {
+    /// A login whose startup message is about to be sent, which asks for this minor version of the protocol; `connect_query`
+    /// follows it, if there is one.
+    pub fn new(credentials: Credentials, minor: u16, connect_query: &str) -> Self {
         Self {
             credentials,
+            connect_query: connect_query.to_owned(),
             state: State::AwaitAuthentication,
             minor,
             answered: false,
@@ -171,6 +180,11 @@ impl Login {
         self.minor > 0 && !self.answered
     }
 
+    /// The server answers a query, whose rows may have any length.
+    pub fn is_asking(&self) -> bool {
+        matches!(self.state, State::AwaitConnectQuery)
+    }
+
     /// Handles one whole message.
     ///
     /// # Errors
@@ -181,6 +195,7 @@ impl Login {
         }
         let is_first = !std::mem::replace(&mut self.answered, true);
         match tag {
+            tag::ERROR_RESPONSE if self.is_asking() => Err(LoginError::ConnectQuery(Report::read(body))),
             tag::ERROR_RESPONSE => {
                 let report = Report::read(body);
                 let refuses_version = is_first && self.minor > 0 && is_about_the_protocol(&report);
@@ -201,6 +216,7 @@ impl Login {
             }
             tag::AUTHENTICATION => self.authentication(body),
             _ if matches!(self.state, State::AwaitReady) => self.after_authentication(tag, body),
+            _ if self.is_asking() => self.answer(tag, body),
             _ => Err(unexpected(tag)),
         }
     }
@@ -223,11 +239,7 @@ impl Login {
 
     fn after_authentication(&mut self, tag: u8, body: &Bytes) -> Result<LoginStep, LoginError> {
         match tag {
-            tag::PARAMETER_STATUS => {
-                let (name, value) = backend::read_parameter_status(body).ok_or_else(|| unexpected(tag))?;
-                self.parameters.set(name, value);
-                Ok(LoginStep::Continue)
-            }
+            tag::PARAMETER_STATUS => self.reported(body),
             tag::BACKEND_KEY_DATA => {
                 let (process, key) = backend::read_backend_key_data(body).ok_or_else(|| unexpected(tag))?;
                 if !(CANCEL_KEY_BYTES_MIN..=CANCEL_KEY_BYTES_MAX).contains(&key.len()) {
@@ -239,9 +251,34 @@ impl Login {
                 self.key = Some((process, Bytes::copy_from_slice(key)));
                 Ok(LoginStep::Continue)
             }
-            tag::READY_FOR_QUERY if body.as_ref() == b"I" => Ok(LoginStep::Done),
+            tag::READY_FOR_QUERY if body.as_ref() == b"I" && self.connect_query.is_empty() => {
+                Ok(LoginStep::Done)
+            }
+            tag::READY_FOR_QUERY if body.as_ref() == b"I" => {
+                self.state = State::AwaitConnectQuery;
+                Ok(LoginStep::Send(frontend::query(&self.connect_query)))
+            }
             _ => Err(unexpected(tag)),
         }
+    }
+
+    /// A message that answers the first query. Rows and whatever else comes of it are for nobody.
+    fn answer(&mut self, tag: u8, body: &Bytes) -> Result<LoginStep, LoginError> {
+        match tag {
+            tag::PARAMETER_STATUS => self.reported(body),
+            tag::READY_FOR_QUERY if body.as_ref() == b"I" => Ok(LoginStep::Done),
+            tag::READY_FOR_QUERY => Err(unfinished("it left a transaction open")),
+            tag::COPY_IN_RESPONSE | tag::COPY_BOTH_RESPONSE => Err(unfinished("it waits for data of a COPY")),
+            tag::BACKEND_KEY_DATA => Err(unexpected(tag)),
+            _ => Ok(LoginStep::Continue),
+        }
+    }
+
+    fn reported(&mut self, body: &Bytes) -> Result<LoginStep, LoginError> {
+        let told = backend::read_parameter_status(body);
+        let (name, value) = told.ok_or_else(|| unexpected(tag::PARAMETER_STATUS))?;
+        self.parameters.set(name, value);
+        Ok(LoginStep::Continue)
     }
 
     fn authentication(&mut self, body: &Bytes) -> Result<LoginStep, LoginError> {
@@ -331,6 +368,12 @@ fn unexpected(tag: u8) -> LoginError {
     LoginError::Nonsense(super::Nonsense { tag }.to_string())
 }
 
+/// PostgreSQL did as it was told, and that is no way to begin.
+fn unfinished(why: &str) -> LoginError {
+    let code = SqlState::CONFIG_FILE_ERROR.to_string();
+    LoginError::ConnectQuery(Report { severity: "ERROR".into(), code, message: why.into() })
+}
+
 /// Notices of a login kept for the log. A server at debug level sends dozens.
 const NOTICES_MAX: usize = 16;
 
@@ -339,7 +382,11 @@ mod tests {
     use super::*;
 
     fn login(password: Option<&str>) -> Login {
-        Login::new(Credentials { user: "u".into(), password: password.map(Into::into) }, 2)
+        login_with(password, "")
+    }
+
+    fn login_with(password: Option<&str>, connect_query: &str) -> Login {
+        Login::new(Credentials { user: "u".into(), password: password.map(Into::into) }, 2, connect_query)
     }
 
     fn receive(login: &mut Login, tag: u8, body: &'static [u8]) -> Result<LoginStep, LoginError> {
@@ -386,7 +433,7 @@ mod tests {
             let error = receive(&mut login(None), b'v', body);
             assert!(matches!(error, Err(LoginError::Nonsense(_))), "{what}");
         }
-        let mut old = Login::new(Credentials { user: "u".into(), password: None }, 0);
+        let mut old = Login::new(Credentials { user: "u".into(), password: None }, 0, "");
         assert!(receive(&mut old, b'v', &[0, 3, 0, 0, 0, 0, 0, 0]).is_err(), "nothing to negotiate");
     }
 
@@ -399,7 +446,7 @@ mod tests {
         let mut later = login(None);
         assert!(receive(&mut later, b'R', &[0, 0, 0, 0]).is_ok());
         assert!(matches!(receive(&mut later, b'E', refusal), Err(LoginError::Refused(..))));
-        let mut old = Login::new(Credentials { user: "u".into(), password: None }, 0);
+        let mut old = Login::new(Credentials { user: "u".into(), password: None }, 0, "");
         assert!(!old.may_be_too_new());
         assert!(matches!(receive(&mut old, b'E', refusal), Err(LoginError::Refused(..))));
         let other = receive(&mut login(None), b'E', b"SFATAL\0C28000\0Mno pg_hba.conf entry\0\0");
@@ -457,6 +504,48 @@ mod tests {
             receive(&mut login, b'R', &[0, 0, 0, 0]).is_err(),
             "the server has not shown that it knows the password"
         );
+    }
+
+    /// A login that has come to its connect_query.
+    fn asking() -> Login {
+        let mut login = login_with(None, "set timezone = 'PRC'");
+        receive(&mut login, b'R', &[0; 4]).unwrap();
+        receive(&mut login, b'S', b"TimeZone\0UTC\0").unwrap();
+        let Ok(LoginStep::Send(query)) = receive(&mut login, b'Z', b"I") else { panic!("nothing is asked") };
+        assert_eq!(query.as_ref(), b"Q\0\0\0\x19set timezone = 'PRC'\0");
+        login
+    }
+
+    #[test]
+    fn the_first_query_belongs_to_the_login() {
+        let mut login = asking();
+        let answer = [
+            (b'T', &b"\0\0"[..]),
+            (b'D', b"\0\0"),
+            (b'N', b"\0"),
+            (b'C', b"SET\0"),
+            (b'S', b"TimeZone\0PRC\0"),
+        ];
+        for (tag, body) in answer {
+            assert!(matches!(receive(&mut login, tag, body), Ok(LoginStep::Continue)));
+        }
+        assert!(matches!(receive(&mut login, b'Z', b"I"), Ok(LoginStep::Done)));
+        assert_eq!(login.parameters.iter().collect::<Vec<_>>(), [("TimeZone", "PRC")]);
+    }
+
+    #[test]
+    fn a_first_query_that_fails_or_does_not_end_is_an_error() {
+        let cases = [
+            (b'E', &b"SERROR\0C42P01\0Mnowhere\0\0"[..], "nowhere"),
+            (b'Z', b"T", "transaction open"),
+            (b'Z', b"E", "transaction open"),
+            (b'G', b"\0\0\0", "COPY"),
+        ];
+        for (tag, body, expected) in cases {
+            let error = receive(&mut asking(), tag, body).unwrap_err();
+            assert!(matches!(error, LoginError::ConnectQuery(_)), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct Client {
     pub(super) steered: bool,
     /// The minor version of the protocol that it speaks.
     pub(super) minor: u16,
+    /// It was told that it waits.
+    pub(super) notified: bool,
     /// Its session's parameters; while it logs in, those it asks for.
     pub(super) values: Arc<Values>,
     pub(super) deadline: Deadline,
@@ -93,6 +95,7 @@ impl Client {
             surplus: false,
             steered: false,
             minor: 0,
+            notified: false,
             values: Arc::default(),
             deadline: Deadline::default(),
             connected,
@@ -233,7 +236,8 @@ impl Shard {
     }
 
     fn let_in(&mut self, key: ClientKey, startup: &Startup, used: usize, route: &RouteName) {
-        let wishes = match self.wishes(startup) {
+        let Some(peer) = self.clients.get(key).map(|client| client.peer) else { return };
+        let wishes = match self.wishes(startup, peer) {
             Ok(wishes) => wishes,
             Err(refusal) => return self.refuse(key, refusal),
         };
@@ -242,6 +246,10 @@ impl Shard {
         let own = route.session.is_some();
         let route = self.route_named(route);
         let Some(client) = self.clients.get_mut(key) else { return };
+        // Replication commands are simple queries.
+        if self.config.disable_pqexec && !own {
+            client.session.allow_extended_only();
+        }
         client.pending.drain(..used);
         client.route = Some(route);
         client.state = State::AwaitParameters;
@@ -408,16 +416,6 @@ impl Shard {
         self.set_client_deadline(key, self.now.deadline(self.config.timeouts.client_idle));
         self.resume_receiving(key);
         self.open_pending(key);
-    }
-
-    fn wait_for_server(&mut self, key: ClientKey) {
-        let Some(client) = self.clients.get_mut(key) else { return };
-        client.state = State::Waiting;
-        client.since = self.now;
-        let Some(route) = client.route else { return };
-        self.set_client_deadline(key, self.now.deadline(self.config.timeouts.query_wait));
-        self.hold_back(key);
-        self.enqueue(key, route);
     }
 
     pub(super) fn end_session(&mut self, key: ClientKey, end: End) {
@@ -637,7 +635,8 @@ impl Shard {
                 let refusal = Refusal::new(SqlState::PROTOCOL_VIOLATION, "client_login_timeout");
                 self.refuse(key, refusal.hint("The startup packet did not come in time."));
             }
-            State::AwaitParameters | State::Checking(_) | State::Waiting => self.waited_too_long(key),
+            State::Waiting => self.waited(key),
+            State::AwaitParameters | State::Checking(_) => self.waited_too_long(key),
             State::Linked(server) if self.rests(server) => self.idle_too_long(key),
             State::Idle => self.idle_too_long(key),
             State::Linked(_) => {
@@ -655,25 +654,6 @@ impl Shard {
 
     fn idle_too_long(&mut self, key: ClientKey) {
         self.refuse(key, Refusal::new(SqlState::IDLE_SESSION_TIMEOUT, "client_idle_timeout"));
-    }
-
-    fn waited_too_long(&mut self, key: ClientKey) {
-        let Some(route_key) = self.clients.get(key).and_then(|client| client.route) else { return };
-        self.count_wait(key, route_key);
-        let Some(route) = self.routes.get(route_key) else { return };
-        let seconds = self.config.timeouts.query_wait.unwrap_or_default().as_secs_f64();
-        let refusal = match self.endpoints[route.endpoint].share.trouble() {
-            Some(error) => {
-                let text = format!("query_wait_timeout: no server connection within {seconds} s: {error}");
-                Refusal::new(SqlState::CONNECTION_FAILURE, text)
-            }
-            None => {
-                let text = format!("query_wait_timeout: no server connection became free within {seconds} s");
-                Refusal::new(SqlState::TOO_MANY_CONNECTIONS, text)
-                    .hint("Raise the endpoint's max_connections, or shorten transactions.")
-            }
-        };
-        self.refuse(key, refusal);
     }
 
     pub(super) fn drain_client(&mut self, key: ClientKey) {

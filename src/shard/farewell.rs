@@ -63,7 +63,9 @@ impl Shard {
                 self.idle_message(key, segment.tag, &body);
             } else if matches!(self.replay_answer(key, segment.tag, &body), Answer::Last) {
                 // Whatever came of it, there is no client to tell.
-                let _ = self.end_replay(key);
+                if self.end_check(key).is_none() {
+                    let _ = self.end_replay(key);
+                }
             }
         }
     }
@@ -297,6 +299,9 @@ impl Shard {
             }
             State::Linked(client) => {
                 let client = *client;
+                if server.is_being_checked() {
+                    return self.check_lost(key, client, &what);
+                }
                 self.log_close(key, &what);
                 self.end_server(key, None);
                 self.lose_server(client, what);
@@ -337,7 +342,8 @@ impl Shard {
                 self.close_server(key, "it was busy for too long after its client had left")
             }
             State::Cleaning(_) => self.close_server(key, "cleaning it took too long"),
-            State::Dialing | State::Linked(_) | State::Moving(_) | State::Closing => {}
+            &State::Linked(client) => self.check_took_too_long(key, client),
+            State::Dialing | State::Moving(_) | State::Closing => {}
         }
     }
 

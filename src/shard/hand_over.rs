@@ -71,6 +71,7 @@ impl Shard {
             opened: server.opened,
             expires: server.expires,
             idle_until: departure.idle_until,
+            proven: server.proven,
             last_session: server.last_session,
             prepared: server.statements.into_cache(),
             key: server.key,
@@ -117,6 +118,7 @@ impl Shard {
         server.state = State::Speaking;
         server.socket = Some(socket);
         server.receiving = true;
+        server.proven = moved.proven;
         server.last_session = moved.last_session;
         server.statements = OnServer::from_cache(moved.prepared);
         server.key = moved.key;

@@ -14,6 +14,7 @@ use super::server::Cleaning;
 use super::{ClientKey, ServerKey, Shard};
 use crate::config::{LeakPolicy, LogLevel, PoolMode};
 use crate::guard::{Kind, Kinds};
+use crate::ids::RouteName;
 
 impl Shard {
     /// A client's commands of these kinds are on their way to its server, or were refused.
@@ -66,6 +67,10 @@ impl Shard {
     pub(super) fn wash(&mut self, key: ServerKey) {
         let Some(server) = self.servers.get(key) else { return };
         let only_sequences = server.leaks == Kind::Sequence.into();
+        let route = self.routes.get(server.route);
+        if !only_sequences && route.is_some_and(|route| self.runs_connect_query(&route.name)) {
+            return self.close_server(key, "cleaning it would undo connect_query");
+        }
         // `server_reset_query` may be less than all.
         self.tell(key, Cleaning::Reset, if only_sequences { "DISCARD SEQUENCES" } else { "DISCARD ALL" });
     }
@@ -77,6 +82,10 @@ impl Shard {
                 route.leak_policy = self.config.leak_policy_of(&route.name.database, &route.name.user);
             }
         }
+    }
+
+    fn runs_connect_query(&self, route: &RouteName) -> bool {
+        !self.config.databases[route.section].connect_query.is_empty()
     }
 
     fn leak_policy(&self, key: ServerKey) -> LeakPolicy {

@@ -42,7 +42,12 @@ impl Shard {
         parameters.extend(route.own.iter().flatten().map(|(name, value)| (&**name, &**value)));
         let hello = startup::startup_message(minor, &parameters);
         server.receiving = true;
-        server.state = State::Login(Box::new(Login::new(route.credentials.clone(), minor)));
+        let connect_query = match route.own {
+            // A WAL sender runs no queries of ours.
+            Some(_) => "",
+            None => &self.config.databases[route.name.section].connect_query,
+        };
+        server.state = State::Login(Box::new(Login::new(route.credentials.clone(), minor, connect_query)));
         let at = server.opened + self.config.timeouts.server_connect;
         self.deadlines.set(Alarm::Server(key), &mut server.deadline, at);
         self.effects.push(Effect::Receive { socket, on: true });
@@ -53,7 +58,9 @@ impl Shard {
         let mut at = 0;
         loop {
             let Some(server) = self.servers.get_mut(key) else { return };
-            let segment = match server.framer.next(bytes, &mut at, login_longest) {
+            let asking = matches!(&server.state, State::Login(login) if login.is_asking());
+            let longest = if asking { backend::longest } else { login_longest };
+            let segment = match server.framer.next(bytes, &mut at, longest) {
                 Ok(Some(segment)) => segment,
                 Ok(None) => return,
                 Err(error) => return self.login_failed(key, LoginError::Nonsense(error.to_string())),
@@ -192,7 +199,12 @@ impl Shard {
                 let own = || Refusal::new(SqlState::PROTOCOL_VIOLATION, text.clone()).to_message("");
                 self.login_refused(key, if sound { message } else { own() }, report);
             }
-            LoginError::Refused(_, report) => {
+            LoginError::ConnectQuery(report) if !is_transient(&report) => {
+                let code = SqlState::from_bytes(report.code.as_bytes()).unwrap_or(SqlState::INTERNAL_ERROR);
+                let refusal = Refusal::new(code, text).hint(CONNECT_QUERY_HINT);
+                self.login_refused(key, refusal.to_message(""), report);
+            }
+            LoginError::Refused(_, report) | LoginError::ConnectQuery(report) => {
                 let reason = report.to_string().into();
                 let is_full = report.code == SqlState::TOO_MANY_CONNECTIONS.to_string();
                 let failure =
@@ -217,6 +229,8 @@ impl Shard {
 /// Routes whose servers' reports are remembered, so that a client of a route that was not used here for a while is let in
 /// at once: about 1 MB. If there are more the memory begins anew, and costs a login a wait.
 const REMEMBERED_MAX: usize = 4096;
+
+const CONNECT_QUERY_HINT: &str = "It stands in [databases.NAME] of pgpinion.toml.";
 
 /// During the login a server has nothing long to say.
 fn login_longest(message: u8) -> u32 {

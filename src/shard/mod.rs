@@ -15,6 +15,7 @@
 //! last byte of its last answer is handed to the ring: before its client can read it.
 
 mod cancel;
+mod check;
 mod client;
 mod condemn;
 mod configure;
@@ -37,6 +38,7 @@ mod server;
 mod steering;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use crate::ids::Peer;
 pub use client::Client;

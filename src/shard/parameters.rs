@@ -8,9 +8,10 @@
 //!
 //! Of those who wait for a check, one at a time gets a server: what it learns may be what the others want to know.
 
+use super::check::Errand;
 use super::client::State as ClientState;
 use super::server::State;
-use super::{Alarm, ClientKey, RouteKey, ServerKey, Shard};
+use super::{Alarm, ClientKey, Peer, RouteKey, ServerKey, Shard};
 use crate::config::{LogLevel, PoolMode};
 use crate::limits::{DRAIN_MAX, DRAINED_BYTES_MAX};
 use crate::parameters::{Policy, Replay, Setting, Values, is_followed, is_role, wishes};
@@ -26,10 +27,17 @@ impl Shard {
     // ---- login ----
 
     /// What a client asks for in its startup packet.
-    pub(super) fn wishes(&self, startup: &Startup) -> Result<Values, Refusal> {
+    pub(super) fn wishes(&self, startup: &Startup, peer: Peer) -> Result<Values, Refusal> {
         let tracked = &self.config.track_extra_parameters;
         let ignored = &self.config.ignore_startup_parameters;
-        wishes(&startup.parameters, Policy { tracked, ignored })
+        let mut wishes = wishes(&startup.parameters, Policy { tracked, ignored })?;
+        if self.config.application_name_add_host {
+            // As PgBouncer writes it, for one without a name too.
+            let name = wishes.get(APPLICATION_NAME).map_or("app", |name| name);
+            let name = format!("{name} - {peer}").into();
+            wishes.set(&APPLICATION_NAME.into(), name);
+        }
+        Ok(wishes)
     }
 
     /// A server of a route has told what it reports: what new clients begin with.
@@ -80,6 +88,11 @@ impl Shard {
         }
         let Some(client) = route.checks.pop_front() else { return };
         route.checking = Some(client);
+        self.find_checker(client, key);
+    }
+
+    /// A client whose wishes are checked next gets a server, or waits for one.
+    pub(super) fn find_checker(&mut self, client: ClientKey, key: RouteKey) {
         if self.link_idle(client) {
             return self.pass_pending(client);
         }
@@ -95,7 +108,7 @@ impl Shard {
 
     /// A server accepted a client's wishes, some of them `otherwise` than they were written. `rest` is what it said
     /// behind that.
-    fn checked(&mut self, key: ClientKey, server: ServerKey, otherwise: &[Setting], rest: &[u8]) {
+    pub(super) fn checked(&mut self, key: ClientKey, server: ServerKey, otherwise: &[Setting], rest: &[u8]) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.state = ClientState::AwaitParameters;
         let Some(route_key) = client.route else { return };
@@ -153,7 +166,7 @@ impl Shard {
             return;
         };
         let batch = replay.request(|tag| server.owed.sent(tag));
-        server.replay = Some(Box::new(replay));
+        server.replay = Some(Box::new(Errand::Values(replay)));
         self.send_to_server(key, batch);
     }
 
@@ -200,8 +213,11 @@ impl Shard {
     }
 
     fn replay_broke(&mut self, key: ServerKey, client: ClientKey, what: String) -> bool {
-        if let Some(server) = self.servers.get_mut(key) {
-            server.framer = crate::wire::Framer::default();
+        let Some(server) = self.servers.get_mut(key) else { return false };
+        server.framer = crate::wire::Framer::default();
+        if server.is_being_checked() {
+            self.check_broke(key, client, &what);
+            return false;
         }
         self.break_link(key, client, what);
         false
@@ -228,8 +244,9 @@ impl Shard {
                 Answer::Clients
             }
             tag::ERROR_RESPONSE if Report::read(body).is_fatal() => {
+                let checking = matches!(**replay, Errand::Check(_));
                 self.heard_goodbye(key, &Report::read(body));
-                Answer::Clients
+                if checking { Answer::Ours } else { Answer::Clients }
             }
             tag::READY_FOR_QUERY if body.first().and_then(|&byte| Status::from_byte(byte)).is_none() => {
                 server.doomed = Some("a transaction status that does not exist");
@@ -247,6 +264,9 @@ impl Shard {
 
     /// The batch is through. False: nothing is left to be read for this client.
     fn replayed(&mut self, key: ServerKey, client: ClientKey, rest: &[u8]) -> bool {
+        if let Some(outcome) = self.end_check(key) {
+            return self.check_ended(key, client, outcome, rest);
+        }
         let outcome = self.end_replay(key);
         let checking =
             matches!(self.clients.get(client).map(|client| client.state), Some(ClientState::Checking(_)));
@@ -273,7 +293,9 @@ impl Shard {
     /// What came of a batch: the server has what was wanted, with what it took `otherwise`, or what it had.
     pub(super) fn end_replay(&mut self, key: ServerKey) -> Result<Vec<Setting>, Bytes> {
         let Some(server) = self.servers.get_mut(key) else { return Ok(Vec::new()) };
-        let Some(replay) = server.replay.take() else { return Ok(Vec::new()) };
+        let Some(Errand::Values(replay)) = server.replay.take().map(|errand| *errand) else {
+            return Ok(Vec::new());
+        };
         server.status = Status::Idle;
         let wanted = replay.wanted().clone();
         let otherwise = replay.outcome()?;
@@ -415,5 +437,7 @@ pub(super) enum Answer {
 pub(super) fn resets(command: &[u8]) -> bool {
     matches!(command, b"RESET\0" | b"DISCARD ALL\0")
 }
+
+const APPLICATION_NAME: &str = "application_name";
 
 const ANOTHER_ROLE: &str = "its client made it act as another role";

@@ -30,12 +30,16 @@ impl Shard {
 
     /// The client has got a server, or what it waited for: what it kept goes there.
     pub(super) fn pass_pending(&mut self, key: ClientKey) {
-        let Some(client) = self.clients.get_mut(key) else { return };
+        let Some(client) = self.clients.get(key) else { return };
         let server_key = match client.state {
             State::Linked(server) => server,
             State::Checking(server) => return self.check_is_over(key, server),
             _ => return,
         };
+        if self.servers.get(server_key).is_some_and(Server::is_being_checked) {
+            return self.hold_back(key);
+        }
+        let Some(client) = self.clients.get_mut(key) else { return };
         client.until = None;
         let bytes = Bytes::from(std::mem::take(&mut client.pending));
         self.pass(key, server_key, &bytes, |range| Piece::Own(bytes.slice(range)));

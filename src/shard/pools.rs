@@ -197,6 +197,7 @@ impl Shard {
         server.deadline.clear();
         server.state = ServerState::Linked(client_key);
         let same = Arc::ptr_eq(&client.values, &server.values);
+        let stale = self.now.since(server.proven) >= self.config.timeouts.server_check.0;
         if self.config.log.level >= LogLevel::Debug && server.last_session != session {
             let connection = server.id;
             self.log(LogLevel::Debug, session, Some(connection), || "linked to another session".into());
@@ -212,6 +213,9 @@ impl Shard {
         }
         if checking {
             self.set_client_deadline(client_key, self.now.deadline(self.config.timeouts.query_wait));
+        }
+        if stale && self.begin_check(client_key, server_key) {
+            return;
         }
         if checking || !same {
             self.replay(client_key, server_key);
@@ -243,6 +247,10 @@ impl Shard {
             self.forget_unreported(key);
         }
         let Some(server) = self.servers.get_mut(key) else { return };
+        // One that comes from another shard, or has said something, may have been idle before.
+        if !matches!(server.state, ServerState::Speaking) {
+            server.proven = self.now;
+        }
         server.state = ServerState::Idle;
         let (route_key, endpoint) = (server.route, server.endpoint);
         let (expired, doomed) = (server.expires <= self.now, server.doomed);

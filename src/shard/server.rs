@@ -1,6 +1,7 @@
 //! The servers of a shard, and their answers. How they log in is in `login`, how they end in `farewell`.
 
 use super::cancel::Cancelling;
+use super::check::Errand;
 use super::hand_over::Departure;
 use super::parameters::resets;
 use super::{Alarm, ClientKey, Deadline, Effect, Piece, RouteKey, ServerKey, Shard};
@@ -11,7 +12,7 @@ use crate::ledger::Permit;
 use crate::limits::{
     DRAIN_MAX, DRAINED_BYTES_MAX, UNDERSTOOD_BYTES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW,
 };
-use crate::parameters::{Replay, Values};
+use crate::parameters::Values;
 use crate::prepared::{Edit, Names, OnServer, Show};
 use crate::server::{Login, Nonsense, Owed};
 use crate::time::Instant;
@@ -56,6 +57,8 @@ pub struct Server {
     pub(super) opened: Instant,
     /// When its `server_lifetime` is over.
     pub(super) expires: Instant,
+    /// When it came from work: it was alive then.
+    pub(super) proven: Instant,
     pub(super) deadline: Deadline,
     pub(super) last_session: Option<SessionId>,
     pub(super) key: Option<(u32, Bytes)>,
@@ -65,8 +68,8 @@ pub struct Server {
     pub(super) values: Arc<Values>,
     /// What they were when it had logged in.
     pub(super) defaults: Arc<Values>,
-    /// It is being given its client's.
-    pub(super) replay: Option<Box<Replay>>,
+    /// It is being given its client's, or checked.
+    pub(super) replay: Option<Box<Errand>>,
     /// It said that its session was reset.
     pub(super) was_reset: bool,
     /// Why it is closed as soon as it rests.
@@ -132,6 +135,7 @@ impl Server {
             said_goodbye: false,
             opened,
             expires,
+            proven: opened,
             deadline: Deadline::default(),
             last_session: None,
             key: None,

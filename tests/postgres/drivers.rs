@@ -1,6 +1,8 @@
 //! Drivers with their habits, in transaction mode and without a special setting. `tests/drivers/install` gets them;
 //! `tests/run` calls it. Without them there is nothing to run.
 
+mod tokio_habits;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -69,6 +71,29 @@ fn asyncpg_keeps_its_statement_cache() {
     let user = cluster.user("user");
     let pooler = pooler(cluster);
     run(&pooler, &user, Command::new(drivers.join("venv/bin/python")).arg("tests/drivers/asyncpg_habits.py"));
+    pooler.finish();
+}
+
+#[test]
+fn sqlalchemy_pools_and_maps() {
+    python("sqlalchemy_habits.py");
+}
+
+/// Its iterators use cursors that it declares outside a transaction if it has none: WITH HOLD, which belong to a session. In
+/// an atomic block they are as any other.
+#[test]
+fn django_does_its_basics() {
+    python("django_habits.py");
+}
+
+/// Runs a program of the drivers' folder.
+fn python(program: &str) {
+    let Some(drivers) = drivers() else { return };
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    let pooler = pooler(cluster);
+    let program = Path::new("tests/drivers").join(program);
+    run(&pooler, &user, Command::new(drivers.join("venv/bin/python")).arg(program));
     pooler.finish();
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// What happens to one connection. Byte counts are `usize::MAX` where nothing does.
@@ -27,6 +27,9 @@ pub struct Proxy {
     port: u16,
     weather: Arc<Mutex<Weather>>,
     stop: Arc<AtomicBool>,
+    /// Connections made so far, and those of them, the first, that lead nowhere any more.
+    made: Arc<AtomicUsize>,
+    silent: Arc<AtomicUsize>,
     streams: Arc<Mutex<Vec<TcpStream>>>,
 }
 
@@ -45,9 +48,12 @@ impl Proxy {
             port: listener.local_addr().expect("bound").port(),
             weather: Arc::new(Mutex::new(Weather::FAIR)),
             stop: Arc::default(),
+            made: Arc::default(),
+            silent: Arc::default(),
             streams: Arc::default(),
         };
         let (weather, stop, streams) = (proxy.weather.clone(), proxy.stop.clone(), proxy.streams.clone());
+        let (made, silent) = (proxy.made.clone(), proxy.silent.clone());
         std::thread::spawn(move || {
             for down in listener.incoming().flatten() {
                 if stop.load(Ordering::Relaxed) {
@@ -61,8 +67,13 @@ impl Proxy {
                     kept.push(stream.try_clone().expect("a descriptor"));
                 }
                 let (down_too, up_too) = (down.try_clone().expect("one"), up.try_clone().expect("one"));
-                std::thread::spawn(move || forward(down, up, weather.up_bytes, weather.dribble));
-                std::thread::spawn(move || forward(up_too, down_too, weather.down_bytes, weather.dribble));
+                let number = made.fetch_add(1, Ordering::Relaxed);
+                let silence = (silent.clone(), number);
+                std::thread::spawn(move || forward(down, up, weather.up_bytes, weather.dribble, silence));
+                let silence = (silent.clone(), number);
+                std::thread::spawn(move || {
+                    forward(up_too, down_too, weather.down_bytes, weather.dribble, silence)
+                });
             }
         });
         proxy
@@ -75,6 +86,11 @@ impl Proxy {
     /// For connections from now on.
     pub fn set(&self, weather: Weather) {
         *self.weather.lock().expect("lock") = weather;
+    }
+
+    /// Forgets all connections of now without a word, as a firewall does: what is sent on them arrives nowhere.
+    pub fn silence(&self) {
+        self.silent.store(self.made.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// Ends all connections of now.
@@ -94,11 +110,20 @@ impl Drop for Proxy {
 }
 
 /// Copies up to `left` bytes, then ends both directions.
-fn forward(mut from: TcpStream, mut to: TcpStream, mut left: usize, dribble: bool) {
+fn forward(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    mut left: usize,
+    dribble: bool,
+    (silent, number): (Arc<AtomicUsize>, usize),
+) {
     let mut chunk = [0; 16 * 1024];
     while left > 0 {
         let most = left.min(chunk.len());
         let Ok(count @ 1..) = from.read(&mut chunk[..most]) else { break };
+        if number < silent.load(Ordering::Relaxed) {
+            continue;
+        }
         let pieces = chunk[..count].chunks(if dribble { 1 } else { count });
         if !pieces.into_iter().all(|piece| to.write_all(piece).is_ok()) {
             break;

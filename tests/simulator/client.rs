@@ -36,6 +36,8 @@ pub struct Client {
     pub lost: bool,
     /// A panic did that.
     pub condemned: bool,
+    /// How often it was told that it waits.
+    pub notified: u64,
 }
 
 /// What the console is asked, and what it tells of how many shards.
@@ -103,6 +105,7 @@ impl Client {
             done: false,
             lost: false,
             condemned: false,
+            notified: 0,
         }
     }
 
@@ -171,6 +174,11 @@ impl Client {
                 continue;
             }
             let rest = &self.reference.output[self.compared..];
+            if is_notice_of_waiting(got) {
+                self.notified += 1;
+                self.received.drain(..length);
+                continue;
+            }
             if is_unasked(got) {
                 self.received.drain(..length);
                 continue;
@@ -254,6 +262,11 @@ fn leaving(chance: &mut Chance, token: &str) -> Vec<Vec<u8>> {
         }
         _ => vec![[query(&listen), query(&format!("ECHO {token}"))].concat()],
     }
+}
+
+/// What the pooler says to whoever waits for long.
+fn is_notice_of_waiting(message: &[u8]) -> bool {
+    message[0] == b'N' && message.windows(15).any(|window| window == b"SNOTICE\0VNOTICE")
 }
 
 /// The steps of one transaction.

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 pub struct Cluster {
     backends: BTreeMap<u32, Backend>,
     next: u32,
+    /// Its backends are told something before they are used.
+    introduces: bool,
     /// What PostgreSQL is set to: the most that the configuration has ever said.
     pub max_connections: usize,
     /// Permits that the ledger had given when it was last looked at.
@@ -29,8 +31,8 @@ pub struct Backend {
 }
 
 impl Cluster {
-    pub fn new(max_connections: usize) -> Self {
-        Self { backends: BTreeMap::new(), next: 0, max_connections, given: 0, dialing: 0 }
+    pub fn new(max_connections: usize, introduces: bool) -> Self {
+        Self { backends: BTreeMap::new(), next: 0, introduces, max_connections, given: 0, dialing: 0 }
     }
 
     /// A connection is accepted: there must be room for it.
@@ -44,7 +46,7 @@ impl Cluster {
         let id = self.next;
         self.next += 1;
         let backend = Backend {
-            postgres: Postgres::speaking(if id.is_multiple_of(2) { 0 } else { 2 }),
+            postgres: Postgres::new(if id.is_multiple_of(2) { 0 } else { 2 }, self.introduces),
             logs_in_until: Instant::default(),
             busy_until: Instant::default(),
             exits_at: Instant::NEVER,

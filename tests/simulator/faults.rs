@@ -17,11 +17,12 @@ impl World {
             return false;
         }
         let faults = self.faults;
-        let possible: [(bool, Step); 8] = [
+        let possible: [(bool, Step); 9] = [
             (faults.clients_leave, Self::client_vanishes),
             (faults.clients_leave, Self::client_stalls),
             (faults.servers_die, Self::backend_dies),
             (faults.servers_speak, Self::backend_speaks),
+            (faults.servers_dawdle, Self::backend_goes_deaf),
             (faults.shards_stall, Self::shard_stalls),
             (faults.panics, Self::condemn),
             (faults.reloads, Self::new_limits),
@@ -88,6 +89,20 @@ impl World {
             socket.peer_ended = true;
         }
         true
+    }
+
+    /// It answers nothing for longer than anybody is patient with one that only has to show that it is alive.
+    fn backend_goes_deaf(&mut self) -> bool {
+        let Some((endpoint, number)) = self.some_backend() else { return false };
+        let until = self.now + DEAF_MIN + self.chance.up_to(DEAF_MIN / 8);
+        let Some(backend) = self.clusters[endpoint].backend(number) else { return false };
+        let socket = backend.socket.and_then(|slot| self.sockets.get(&slot));
+        let heard = socket.is_some_and(|socket| socket.incoming.is_empty());
+        let deaf = backend.postgres.is_logged_in() && heard && backend.busy_until <= self.now;
+        if deaf {
+            backend.busy_until = until;
+        }
+        deaf
     }
 
     fn backend_speaks(&mut self) -> bool {
@@ -174,6 +189,9 @@ impl World {
         true
     }
 }
+
+/// A check of a server is given up before, and `server_close_timeout` is not over until it has ended.
+const DEAF_MIN: Duration = Duration::from_millis(2100);
 
 /// The longest that a client or a core does nothing.
 const STALL_MAX: Duration = Duration::from_secs(2);

@@ -67,6 +67,12 @@ fn run(test: &str, faults: Faults) {
         // A world in which nothing happens proves nothing.
         assert!(all.served > 0 && all.transactions > all.served && all.opened > 0, "{all:?}");
         assert!(all.handed_over > 0 && all.steered > 0 && all.told > 0, "{all:?}");
+        assert!(all.notified > 0, "{all:?}");
+        assert_eq!(
+            all.unsound > 0,
+            faults.servers_dawdle || faults.shards_stall || faults.servers_die,
+            "{all:?}"
+        );
         assert_eq!(all.lost > 0, faults.refuse_clients() || faults.panics, "{all:?}");
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::chance::Chance;
 use crate::client::{ADMINISTRATOR, Habits};
-use pgpinion::config::{Config, LeakPolicy, PoolMode, RouteSettings};
+use pgpinion::config::{Config, Delay, LeakPolicy, PoolMode, RouteSettings};
 use std::time::Duration;
 
 /// What goes wrong.
@@ -66,10 +66,17 @@ pub struct Plan {
     pub patience: Duration,
     /// The longest a step takes of the clock.
     pub step_max: Duration,
+    /// What servers are asked after some time without use, and after how long.
+    pub check: (&'static str, Duration),
+    /// After how long a client is told that it waits.
+    pub notify: Option<Duration>,
+    /// Servers do something before their first use.
+    pub introduces: bool,
 }
 
 impl Plan {
-    pub fn draw(chance: &mut Chance, faults: Faults, kinds: usize) -> Self {
+    /// `later` draws what was added later: all else stays as it was.
+    pub fn draw(chance: &mut Chance, later: &mut Chance, faults: Faults, kinds: usize) -> Self {
         let shards = match chance.below(8) {
             0..=2 => 1,
             3..=5 => 2 + chance.below(3),
@@ -109,6 +116,12 @@ impl Plan {
             connect_max: Duration::from_secs(if faults.servers_dawdle && chance.one_in(2) { 1 } else { 15 }),
             think_max: [Duration::ZERO, Duration::from_millis(5), Duration::from_secs(2)][chance.below(3)],
             step_max: [Duration::ZERO, Duration::from_micros(5), Duration::from_millis(1)][chance.below(3)],
+            check: (
+                ["", "<empty>", "ECHO check"][later.below(3)],
+                [Duration::ZERO, Duration::from_micros(100), Duration::from_millis(5)][later.below(3)],
+            ),
+            notify: [None, Some(Duration::from_micros(100)), Some(Duration::from_millis(5))][later.below(3)],
+            introduces: later.one_in(2),
             routes,
         }
     }
@@ -148,6 +161,12 @@ impl Plan {
             });
         }
         config.timeouts.query_wait = Some(self.patience);
+        config.timeouts.query_wait_notify = self.notify;
+        (config.server_check_query, config.timeouts.server_check) =
+            (self.check.0.into(), Delay(self.check.1));
+        if self.introduces {
+            config.databases[0].connect_query = "CONNECT now".into();
+        }
         config.timeouts.server_connect = self.connect_max;
         config.endpoints[0].max_connections = self.limits[0];
         if let Some(&limit) = self.limits.get(1) {

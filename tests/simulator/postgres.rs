@@ -32,6 +32,8 @@ pub struct Postgres {
     pub refuses: bool,
     /// The newest minor version of the protocol that it speaks: PostgreSQL before 18 knows 0.
     newest: u8,
+    /// It must be told something before anything else.
+    awaits_introduction: bool,
     /// Everything that a pooler must never let happen.
     pub violations: Vec<String>,
 }
@@ -72,6 +74,7 @@ impl Default for Postgres {
             left: None,
             refuses: false,
             newest: 2,
+            awaits_introduction: false,
             violations: Vec::new(),
         }
     }
@@ -85,14 +88,14 @@ fn defaults() -> BTreeMap<&'static str, String> {
 }
 
 impl Postgres {
+    /// A backend that has just been started, and knows the minor versions of the protocol up to this one.
+    pub fn new(newest: u8, awaits_introduction: bool) -> Self {
+        Self { newest, awaits_introduction, ..Self::default() }
+    }
+
     /// A backend whose client has logged in already: the reference that a client compares with.
     pub fn logged_in() -> Self {
         Self { started: true, ..Self::default() }
-    }
-
-    /// A backend that knows the minor versions of the protocol up to this one.
-    pub fn speaking(newest: u8) -> Self {
-        Self { newest, ..Self::default() }
     }
 
     /// What the startup packet asks for.
@@ -103,8 +106,9 @@ impl Postgres {
         }
     }
 
+    /// Nothing more has to be done before it is used.
     pub fn is_logged_in(&self) -> bool {
-        self.started
+        self.started && !self.awaits_introduction
     }
 
     pub fn receive(&mut self, bytes: &[u8]) {
@@ -149,6 +153,10 @@ impl Postgres {
         }
         self.extended = tag != b'Q';
         let text = String::from_utf8_lossy(body).trim_end_matches('\0').to_owned();
+        let introduced = tag == b'Q' && text == "CONNECT now";
+        if introduced != std::mem::take(&mut self.awaits_introduction) && tag != b'X' {
+            self.violations.push(format!("{text:?} is the first message, or the introduction a later one"));
+        }
         match tag {
             b'Q' => self.simple(&text),
             b'P' if body[0] != 0 => self.parse_named(body),
@@ -312,6 +320,7 @@ impl Postgres {
                 self.put(b'D', value.as_bytes());
                 self.put(b'C', b"SHOW\0");
             }
+            "CONNECT" => self.put(b'C', b"SET\0"),
             "ECHO" => {
                 self.put(b'D', token.as_bytes());
                 self.put(b'C', b"SELECT 1\0");

@@ -41,6 +41,8 @@ pub struct World {
     pub descriptor: Option<u32>,
     /// The shard that the last step concerned.
     pub touched: usize,
+    /// Servers that did not pass their check.
+    unsound: u64,
     /// For how long each route has had clients waiting beside what could serve them, while nothing else happened.
     pub withheld: HashMap<RouteName, Duration>,
 }
@@ -55,6 +57,10 @@ pub struct Story {
     pub steered: u64,
     /// Answers of the console.
     pub told: u64,
+    /// Notices to clients that waited.
+    pub notified: u64,
+    /// Servers that did not pass their check.
+    pub unsound: u64,
     /// Clients that had all answers, or left.
     pub served: u64,
     /// Clients whose session was ended.
@@ -71,6 +77,8 @@ impl std::ops::AddAssign for Story {
         self.handed_over += other.handed_over;
         self.steered += other.steered;
         self.told += other.told;
+        self.notified += other.notified;
+        self.unsound += other.unsound;
         self.served += other.served;
         self.lost += other.lost;
         self.faults += other.faults;
@@ -108,7 +116,7 @@ pub struct Dial {
 impl World {
     pub fn new(seed: u64, faults: Faults) -> Self {
         let mut chance = Chance::new(seed);
-        let plan = Plan::draw(&mut chance, faults, Self::KINDS.len());
+        let plan = Plan::draw(&mut chance, &mut Chance::new(!seed), faults, Self::KINDS.len());
         let config = Arc::new(plan.config());
         let nodes = (0..plan.shards).map(|number| Node {
             shard: Shard::new(
@@ -143,7 +151,7 @@ impl World {
             kinds: [0; Self::KINDS.len()],
             faults,
             nodes,
-            clusters: plan.limits.iter().map(|&limit| Cluster::new(limit)).collect(),
+            clusters: plan.limits.iter().map(|&limit| Cluster::new(limit, plan.introduces)).collect(),
             plan,
             chance,
             now: Instant::from_nanos(1),
@@ -155,6 +163,7 @@ impl World {
             config,
             descriptor: None,
             touched: 0,
+            unsound: 0,
             withheld: HashMap::new(),
         }
     }
@@ -182,6 +191,8 @@ impl World {
             story.steered += stats.steered_in;
         }
         story.told = self.clients.iter().map(|client| client.was_told() as u64).sum();
+        story.notified = self.clients.iter().map(|client| client.notified).sum();
+        story.unsound = self.unsound;
         story.served = self.clients.iter().filter(|client| client.done).count() as u64;
         story.faults = self.kinds[Self::KINDS.len() - 1];
         story.lost = self.clients.len() as u64 - story.served;
@@ -291,7 +302,10 @@ impl World {
                 }
             }
             Effect::Mail { to, letter } => self.send_letter(shard, usize::from(to.0), letter),
-            Effect::Log(line) => self.trace(|| format!("shard {shard}: {}", line.message)),
+            Effect::Log(line) => {
+                self.unsound += u64::from(line.message.contains("server_check_query failed"));
+                self.trace(|| format!("shard {shard}: {}", line.message));
+            }
             Effect::Compute { .. } => panic!("the model trusts everybody"),
             Effect::Observe => self.tell(shard, &[], |shard| shard.observed(CoreReport::default())),
             Effect::Reload { .. } => panic!("nobody asks for that"),
