@@ -205,10 +205,15 @@ impl Shard {
             match self.replay_answer(key, segment.tag, &body) {
                 Answer::Last => return self.replayed(key, client, &bytes[*at..]),
                 Answer::Ours => {}
-                Answer::Clients => {
-                    self.send_to_client(client, backend::message(segment.tag, &body));
-                }
+                Answer::Clients => self.tell_of_server(client, segment.tag, &body),
             }
+        }
+    }
+
+    /// A client that logs in is not told yet: nothing may come before AuthenticationOk.
+    fn tell_of_server(&mut self, key: ClientKey, message: u8, body: &[u8]) {
+        if self.clients.get(key).is_some_and(|client| matches!(client.state, ClientState::Linked(_))) {
+            self.send_to_client(key, backend::message(message, body));
         }
     }
 

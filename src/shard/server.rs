@@ -309,6 +309,10 @@ impl Shard {
             }
             if moves_on {
                 self.go_on(client);
+                // It may have left with what it said.
+                if at < bytes.len() && !self.is_linked(client, key) {
+                    return self.unlinked_received(key, &bytes[at..]);
+                }
             }
         }
         self.server_has_room(client, key);

@@ -163,6 +163,8 @@ impl Client {
             // The greeting ends with the first ReadyForQuery.
             let end = self.received.windows(6).position(|bytes| bytes == b"Z\0\0\0\x05I")?;
             self.greeted = true;
+            let first = char::from(self.received[0]);
+            assert!(matches!(first, 'R' | 'v'), "{first} comes before AuthenticationOk");
             self.received.drain(..end + 6);
         }
         // Message by message: the same byte may begin an answer and the news that there will be none.
