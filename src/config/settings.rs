@@ -362,10 +362,10 @@ pub(super) const GENERAL: &[General] = &[
     .within(1, KEEPALIVE_PROBES_MAX),
     General::new(
         "tcp_user_timeout",
-        "10",
+        "0",
         "seconds, 0 = the kernel's",
         |c| &mut c.tcp.user_timeout,
-        "how long sent data may stay unacknowledged",
+        "how long sent data may stay unacknowledged, also by a peer that only does not read",
     ),
     General::new(
         "tcp_socket_buffer",

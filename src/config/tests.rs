@@ -69,7 +69,7 @@ fn nothing_said_means_the_defaults() {
         idle: Duration::from_secs(5),
         interval: Duration::from_secs(5),
         count: 5,
-        user_timeout: seconds(10),
+        user_timeout: None,
         socket_buffer: None,
         backlog: 4096,
     };
