@@ -8,6 +8,7 @@ use crate::crowd::{Crowd, Habit};
 use crate::fake_server::{self, FakeServer, complete, echo, notice, ready, welcome};
 use crate::pooler::{Plan, Target, login};
 use crate::process::eventually;
+use crate::scale::pick;
 use crate::wire::{Client, Fault, Frames};
 
 /// S14: ten thousand notices in a transaction reach their owner in order, and nobody after him.
@@ -45,13 +46,15 @@ fn s14_changing_parameters_disturb_nobody() {
         let user = cluster.user("user");
         let pooler = Plan::new(&cluster).mode(mode).shards(2).max_connections(4).start();
         let crowd = Crowd::start(8, &pooler.address, &user, habit.pausing(Duration::from_millis(5)));
-        for round in 0..20 {
+        for round in 0..pick(20, 50) {
             let zone = ["Asia/Tokyo", "Europe/Berlin", "UTC"][round % 3];
             cluster.sql(&format!("alter system set timezone = '{zone}'"));
             cluster.reload();
             sleep(Duration::from_millis(80));
         }
-        crowd.finish().assert_faultless();
+        let mut tally = crowd.finish();
+        tally.assert_faultless();
+        eprintln!("s14 {mode}: {}", tally.describe());
         pooler.finish();
     }
 }
@@ -67,12 +70,12 @@ fn s14_listen_in_session_mode() {
     let mut sender = pooler.client(&user);
     listener.query("listen news").expect("a server");
     bystander.query("listen other").expect("a server");
-    for batch in 0..20 {
+    for batch in 0..pick(20, 200) {
         let from = batch * 100;
         let send = format!("select pg_notify('news', i::text) from generate_series({from}, {from} + 99) i");
         sender.query(&send).expect("a server");
     }
-    for expected in 0..2000 {
+    for expected in 0..pick(2000, 20_000) {
         let message = listener.read().expect("a notification");
         assert_eq!(message.tag, b'A');
         let text = String::from_utf8_lossy(&message.body[4..]).into_owned();
@@ -84,6 +87,27 @@ fn s14_listen_in_session_mode() {
     let mut next = pooler.client(&user);
     assert_eq!(next.query("select count(*) from pg_listening_channels()").expect("a server").value(), "0");
     drop((bystander, sender, next));
+    pooler.finish();
+}
+
+/// S14: the same channel in two databases is two channels.
+#[test]
+fn s14_a_channel_belongs_to_its_database() {
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    let database = format!("beside_{user}");
+    cluster.sql(&format!("create database {database}"));
+    let pooler = Plan::new(cluster).mode("session").shards(2).max_connections(3).start();
+    let elsewhere = [("user", user.as_str()), ("database", database.as_str())];
+    let mut here = pooler.client(&user);
+    let mut there = Client::connect(&pooler.address, &elsewhere).expect("a login");
+    let mut sender = Client::connect(&pooler.address, &elsewhere).expect("a login");
+    here.query("listen news").expect("a server");
+    there.query("listen news").expect("a server");
+    sender.query("notify news, 'for there'").expect("a server");
+    assert_eq!(there.read().expect("a notification").tag, b'A');
+    here.assert_silent(Duration::from_millis(200));
+    drop((here, there, sender));
     pooler.finish();
 }
 

@@ -1,10 +1,12 @@
 //! Clients that behave, ask for their own tokens in many ways, and check each reply to the last byte.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::pooler::Target;
+use crate::process::eventually;
 use crate::random::Random;
 use crate::wire::{Address, Client, Fault, Frames, PgError, Reply};
 
@@ -44,6 +46,7 @@ impl Habit {
 #[derive(Debug)]
 pub struct Crowd {
     stop: Arc<AtomicBool>,
+    asked: Arc<AtomicU64>,
     threads: Vec<JoinHandle<Tally>>,
 }
 
@@ -67,6 +70,16 @@ impl Tally {
         self.latencies[(self.latencies.len() - 1) * percent / 100]
     }
 
+    /// What was asked and how long it took, for a person to read.
+    pub fn describe(&mut self) -> String {
+        let (median, p99, most) = (self.percentile(50), self.p99(), self.percentile(100));
+        format!(
+            "{} requests, {} faults, p50 {median:?}, p99 {p99:?}, longest {most:?}",
+            self.requests,
+            self.faults.len()
+        )
+    }
+
     /// Fails unless something was asked and everything answered.
     pub fn assert_faultless(&self) {
         let faults: Vec<String> = self.faults.iter().take(5).map(|fault| fault.to_string()).collect();
@@ -88,14 +101,23 @@ impl Tally {
 impl Crowd {
     /// `count` clients of `user`.
     pub fn start(count: usize, address: &Address, user: &str, habit: Habit) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let threads = (0..count)
             .map(|number| {
-                let (stop, address, user) = (Arc::clone(&stop), address.clone(), user.to_owned());
-                std::thread::spawn(move || member(number, &address, &user, habit, &stop))
+                let (stop, asked) = (Arc::clone(&stop), Arc::clone(&asked));
+                let (address, user) = (address.clone(), user.to_owned());
+                std::thread::spawn(move || member(number, &address, &user, habit, &stop, &asked))
             })
             .collect();
-        Self { stop, threads }
+        Self { stop, asked, threads }
+    }
+
+    /// Lets them go on until `time` has passed and `requests` are answered.
+    pub fn live(&self, time: Duration, requests: u64) {
+        std::thread::sleep(time);
+        eventually(&format!("{requests} requests are answered"), time.max(10 * MINUTE), || {
+            self.asked.load(Ordering::Relaxed) >= requests
+        });
     }
 
     /// A separate user asking 20 times a second.
@@ -120,7 +142,14 @@ impl Drop for Crowd {
     }
 }
 
-fn member(number: usize, address: &Address, user: &str, habit: Habit, stop: &AtomicBool) -> Tally {
+fn member(
+    number: usize,
+    address: &Address,
+    user: &str,
+    habit: Habit,
+    stop: &AtomicBool,
+    answered: &AtomicU64,
+) -> Tally {
     let mut random = Random::new(number as u64 + 1);
     let mut tally = Tally::default();
     let mut client = None;
@@ -139,6 +168,7 @@ fn member(number: usize, address: &Address, user: &str, habit: Habit, stop: &Ato
         match outcome {
             Ok(connected) => {
                 tally.latencies.push(start.elapsed());
+                answered.fetch_add(1, Ordering::Relaxed);
                 asked += 1;
                 if asked % habit.session_requests == 0 {
                     connected.terminate();
@@ -153,7 +183,11 @@ fn member(number: usize, address: &Address, user: &str, habit: Habit, stop: &Ato
         }
         std::thread::sleep(habit.pause);
     }
-    if let Some(client) = client {
+    if let Some(mut client) = client {
+        // A server that restarts or changes its parameters may have more to say; such crowds are not on full diet.
+        if habit.diet == Diet::Full && tally.faults.is_empty() {
+            client.assert_silent(Duration::from_millis(50));
+        }
         client.terminate();
     }
     tally
@@ -162,7 +196,7 @@ fn member(number: usize, address: &Address, user: &str, habit: Habit, stop: &Ato
 /// One request of a random kind, its reply checked.
 pub fn ask(client: &mut Client, random: &mut Random, diet: Diet) -> Result<(), Fault> {
     client.forget_tokens();
-    match random.below(if diet == Diet::Full { 14 } else { 10 }) {
+    match random.below(if diet == Diet::Full { 17 } else { 10 }) {
         0 | 1 => simple_value(client),
         2 => column_name(client),
         3 => raised_notice(client),
@@ -174,7 +208,8 @@ pub fn ask(client: &mut Client, random: &mut Random, diet: Diet) -> Result<(), F
         10 => many_rows(client, random),
         11 => large_value(client, random),
         12 => copied_rows(client, random),
-        _ => large_parameter(client, random),
+        13 => large_parameter(client, random),
+        _ => named_statement(client, random),
     }
 }
 
@@ -332,6 +367,26 @@ fn large_parameter(client: &mut Client, random: &mut Random) -> Result<(), Fault
     Ok(())
 }
 
+/// Few names for many clients; the statement is used in another transaction than it was prepared in.
+fn named_statement(client: &mut Client, random: &mut Random) -> Result<(), Fault> {
+    // PgBouncer 1.18 knows no named statements.
+    if Target::current() == Target::Pgbouncer {
+        return bound_value(client);
+    }
+    let (token, name) = (client.token(), format!("named_{}", random.below(20)));
+    client.send(&Frames::new().parse(&name, &format!("select $1::text || '{token}'")).sync().0)?;
+    expect(&client.collect()?, "1Z")?;
+    for round in ["first", "second"] {
+        let frames = Frames::new().bind("", &name, &[round]).describe(b'P', "").execute("", 0).sync();
+        client.send(&frames.0)?;
+        let reply = client.collect()?;
+        expect(&reply, "2TDCZ")?;
+        assert_eq!(reply.value(), format!("{round}{token}"));
+    }
+    client.send(&Frames::new().close(b'S', &name).sync().0)?;
+    expect(&client.collect()?, "3Z")
+}
+
 /// The exact sequence of messages; a server that left is a fault, anything else a failure.
 pub fn expect(reply: &Reply, sequence: &str) -> Result<(), Fault> {
     if reply.sequence == sequence {
@@ -347,3 +402,5 @@ pub fn expect(reply: &Reply, sequence: &str) -> Result<(), Fault> {
 pub fn server_is_gone(error: &PgError) -> bool {
     matches!(&*error.code, "57P01" | "57P02" | "57P03" | "08006" | "08001" | "08003" | "08P01" | "53300")
 }
+
+const MINUTE: Duration = Duration::from_secs(60);

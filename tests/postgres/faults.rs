@@ -1,8 +1,8 @@
 //! Servers that die and networks that break.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,9 @@ use crate::crowd::{Crowd, Habit};
 use crate::fake_server::{self, FakeServer};
 use crate::pooler::{Plan, Pooler, Target, login};
 use crate::process::eventually;
-use crate::proxy::{Proxy, Weather};
+use crate::proxy::{Pace, Proxy, Weather};
 use crate::random::Random;
+use crate::scale::{is_long, pick, seconds};
 use crate::wire::{Address, Client, Fault, Frames};
 
 /// E7: a backend killed between transactions is nobody's error; one killed inside is an error, and nothing is tried
@@ -75,24 +76,12 @@ fn s30_backend_termination() {
     let (user, ledger) = (cluster.user("user"), cluster.user("other"));
     let mark = cluster.mark();
     let pooler = Plan::new(cluster).shards(2).max_connections(8).start();
-    let book = Ledger::new(cluster, &ledger, 10);
-    let (entries, kills) = book.run(&pooler, || {
-        let mut random = Random::new(30);
-        let mut kills = 0;
-        let end = Instant::now() + Duration::from_secs(15);
-        while kills < 30 && Instant::now() < end {
-            let pids = cluster.backends(&ledger);
-            if !pids.is_empty() {
-                cluster.sql(&format!("select pg_terminate_backend({})", random.pick(&pids)));
-                kills += 1;
-            }
-            sleep(Duration::from_millis(40));
-        }
-        kills
-    });
-    book.check(&entries);
+    let book = Ledger::new(cluster, &ledger, pick(10, 100));
+    let (entries, kills) = book.run(&pooler, || kill_at_random(cluster, &ledger));
+    let written = book.check(&entries);
     let errors: usize = entries.iter().map(|entry| entry.faults.len()).sum();
-    assert_eq!(kills, 30);
+    eprintln!("s30: {written} transactions, {kills} kills, {errors} errors: {:?}", codes(&entries));
+    assert_eq!(kills, pick(30, 500));
     assert!(errors <= kills, "{errors} errors for {kills} kills");
     for fault in entries.iter().flat_map(|entry| &entry.faults) {
         let code = fault.code();
@@ -102,17 +91,37 @@ fn s30_backend_termination() {
     // Idle ones alone: no error at all.
     if !Target::is_direct() {
         let mut clients: Vec<Client> = (0..4).map(|_| pooler.client(&user)).collect();
-        for _ in 0..20 {
+        let mut kills = 0;
+        for _ in 0..pick(20, 60) {
             for client in &mut clients {
                 client.query("select 1").expect("a living server");
             }
             for pid in cluster.backends(&user) {
                 kill_backend(cluster, &pid.to_string());
+                kills += 1;
             }
         }
+        eprintln!("s30: {kills} kills of idle ones, no error");
     }
     cluster.assert_log_clean(mark, &ledger, &[]);
     pooler.finish();
+}
+
+/// Ends backends of `user`, idle, in a transaction and active ones in turn, as far as there are such. How many.
+fn kill_at_random(cluster: &Cluster, user: &str) -> usize {
+    let mut random = Random::new(30);
+    let mut kills = 0;
+    let end = Instant::now() + seconds(15.0, 300.0);
+    while kills < pick(30, 500) && Instant::now() < end {
+        let state = random.pick(&["idle", "idle in transaction", "active"]);
+        let killed = cluster.sql(&format!(
+            "select pg_terminate_backend(pid) from (select pid from pg_stat_activity where usename = '{user}'
+             and backend_type = 'client backend' order by state <> '{state}', random() limit 1) one"
+        ));
+        kills += killed.len();
+        sleep(seconds(0.04, 0.2));
+    }
+    kills
 }
 
 /// S32: the whole server dies at once, again and again: nobody hangs, nobody gets a foreign reply, service resumes.
@@ -121,16 +130,19 @@ fn s32_immediate_restarts_under_load() {
     let cluster = Cluster::private(&[("restart_after_crash", "on")]);
     let user = cluster.user("user");
     let pooler = Plan::new(&cluster).shards(2).max_connections(5).set("query_wait_timeout", 10).start();
-    let crowd = Crowd::start(12, &pooler.address, &user, Habit::FULL);
-    for _ in 0..3 {
-        sleep(Duration::from_millis(500));
+    let crowd = Crowd::start(pick(12, 50), &pooler.address, &user, Habit::FULL);
+    for _ in 0..pick(3, 5) {
+        sleep(seconds(0.5, 5.0));
         cluster.stop(Signal::SIGQUIT);
-        sleep(Duration::from_millis(300));
+        sleep(seconds(0.3, 1.0));
         cluster.start();
+        let start = Instant::now();
         assert_resumes(&pooler, &user, Duration::from_secs(3));
+        eprintln!("s32: service resumes {:?} after PostgreSQL", start.elapsed());
     }
     sleep(Duration::from_millis(300));
-    let tally = crowd.finish();
+    let mut tally = crowd.finish();
+    eprintln!("s32: {}", tally.describe());
     tally.assert_no_hang();
     assert!(tally.requests > 50, "only {} requests", tally.requests);
     pooler.finish();
@@ -142,22 +154,50 @@ fn s31_fast_restarts_lose_nothing() {
     let cluster = Cluster::private(&[]);
     let user = cluster.user("user");
     let pooler = Plan::new(&cluster).shards(2).max_connections(5).set("query_wait_timeout", 10).start();
-    let book = Ledger::new(&cluster, &user, 12);
-    let (entries, ()) = book.run(&pooler, || {
-        for _ in 0..3 {
-            sleep(Duration::from_millis(700));
-            cluster.restart(Signal::SIGINT);
-        }
+    let book = Ledger::new(&cluster, &user, pick(12, 200));
+    let (entries, mut recoveries) = book.run(&pooler, || {
+        let recoveries: Vec<f64> = (0..pick(3, 20)).map(|_| restart_once(&cluster, &book)).collect();
         assert_resumes(&pooler, &user, Duration::from_secs(3));
         sleep(Duration::from_millis(300));
+        recoveries
     });
-    book.check(&entries);
+    let written = book.check(&entries);
+    recoveries.sort_by(f64::total_cmp);
+    eprintln!(
+        "s31: {written} transactions; errors {:?}; throughput after / before {recoveries:.2?}",
+        codes(&entries)
+    );
+    if is_long() {
+        assert!(recoveries[recoveries.len() / 2] >= 0.9, "throughput comes back to {recoveries:.2?}");
+        assert!(!codes(&entries).contains_key("57P03"), "who may wait was told of the start");
+    }
     assert!(
         entries.iter().all(|entry| entry.faults.iter().all(|fault| !fault.is_timeout())),
         "somebody hung"
     );
     assert!(entries.iter().all(|entry| entry.acknowledged.len() > 5), "somebody was left out");
     pooler.finish();
+}
+
+/// A fast restart after a while of calm. What is written per second after it, by what was before.
+fn restart_once(cluster: &Cluster, book: &Ledger) -> f64 {
+    let calm = seconds(0.7, 12.0);
+    sleep(calm / 2);
+    let before = book.rate(calm / 2);
+    cluster.restart(Signal::SIGINT);
+    if is_long() {
+        sleep(Duration::from_secs(2));
+    }
+    book.rate(seconds(0.2, 3.0)) / before
+}
+
+/// What the writers were told, by SQLSTATE; a connection lost without a word has none.
+fn codes(entries: &[Entry]) -> BTreeMap<String, usize> {
+    let mut codes = BTreeMap::new();
+    for fault in entries.iter().flat_map(|entry| &entry.faults) {
+        *codes.entry(fault.code().to_owned()).or_default() += 1;
+    }
+    codes
 }
 
 fn assert_resumes(pooler: &Pooler, user: &str, limit: Duration) {
@@ -176,6 +216,8 @@ struct Ledger<'a> {
     user: String,
     table: String,
     clients: usize,
+    /// Transactions of all clients so far.
+    written: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -193,7 +235,14 @@ impl<'a> Ledger<'a> {
             "create table {table} (client int, seq int, half int, primary key (client, seq, half));
              grant all on {table} to public"
         ));
-        Self { cluster, user: user.to_owned(), table, clients }
+        Self { cluster, user: user.to_owned(), table, clients, written: AtomicU64::new(0) }
+    }
+
+    /// Transactions per second, measured over `time`.
+    fn rate(&self, time: Duration) -> f64 {
+        let (before, start) = (self.written.load(Ordering::Relaxed), Instant::now());
+        sleep(time);
+        (self.written.load(Ordering::Relaxed) - before) as f64 / start.elapsed().as_secs_f64()
     }
 
     /// Clients write while `event` runs.
@@ -226,6 +275,7 @@ impl<'a> Ledger<'a> {
             match client.and_then(|mut client| self.transact(&mut client, number, seq).map(|()| client)) {
                 Ok(client) => {
                     entry.acknowledged.insert(seq);
+                    self.written.fetch_add(1, Ordering::Relaxed);
                     kept = Some(client);
                 }
                 Err(fault) => {
@@ -257,10 +307,10 @@ impl<'a> Ledger<'a> {
         Ok(())
     }
 
-    /// Acknowledged means there, twice; there means acknowledged or in doubt, never by halves.
-    fn check(&self, entries: &[Entry]) {
-        let count = |entry: &Entry| entry.acknowledged.len();
-        assert!(entries.iter().map(count).sum::<usize>() > 0, "nothing was written");
+    /// Acknowledged means there, twice; there means acknowledged or in doubt, never by halves. How many there are.
+    fn check(&self, entries: &[Entry]) -> usize {
+        let acknowledged: usize = entries.iter().map(|entry| entry.acknowledged.len()).sum();
+        assert!(acknowledged > 0, "nothing was written");
         let rows =
             self.cluster.sql(&format!("select client, seq, count(*) from {} group by 1, 2", self.table));
         let mut found = HashSet::new();
@@ -276,6 +326,7 @@ impl<'a> Ledger<'a> {
             let doubtful = own - entry.acknowledged.len();
             assert!(doubtful <= entry.faults.len(), "{doubtful} rows without an acknowledgement or an error");
         }
+        acknowledged
     }
 }
 
@@ -304,14 +355,15 @@ fn s36_cuts_on_both_sides() {
         let (cuts, door) =
             if server_side { (&line, pooler.address.clone()) } else { (&front, Address::tcp(front.port())) };
         let calm = Crowd::canary(&pooler.address, &good);
-        for cut in (0..600).step_by(if server_side { 19 } else { 2 }) {
+        let mut whole = 0;
+        for cut in (0..600).step_by(pick(if server_side { 19 } else { 2 }, 1)) {
             for down in [false, true] {
                 cuts.set(Weather {
                     up_bytes: if down { usize::MAX } else { cut },
                     down_bytes: if down { cut } else { usize::MAX },
-                    dribble: false,
+                    ..Weather::FAIR
                 });
-                ask_once(&door, &user);
+                whole += usize::from(ask_once(&door, &user));
                 if server_side {
                     // The next one is to meet the weather too, not a connection from before it.
                     cuts.set(Weather::FAIR);
@@ -319,8 +371,12 @@ fn s36_cuts_on_both_sides() {
                 }
             }
         }
-        let tally = calm.finish();
+        let mut tally = calm.finish();
         tally.assert_no_hang();
+        eprintln!(
+            "s36, server side {server_side}: {whole} whole replies; the other user: {}",
+            tally.describe()
+        );
         cuts.set(Weather::FAIR);
         cuts.cut();
         assert_resumes(&pooler, &user, Duration::from_secs(3));
@@ -331,8 +387,8 @@ fn s36_cuts_on_both_sides() {
     }
 }
 
-/// A login and a request; either may fail, but what succeeds is right.
-fn ask_once(address: &Address, user: &str) {
+/// A login and a request; either may fail, but what succeeds is right. Whether it did.
+fn ask_once(address: &Address, user: &str) -> bool {
     let outcome = Client::connect(address, &login(user)).and_then(|mut client| {
         let token = client.token();
         let reply = client.extended("select $1::text, repeat('y', 500)", &[&token])?;
@@ -340,29 +396,46 @@ fn ask_once(address: &Address, user: &str) {
             assert_eq!(reply.sequence, "12TDCZ");
             assert_eq!(reply.text_rows(), [[token, "y".repeat(500)]]);
         }
-        Ok(())
+        Ok(reply.errors.is_empty())
     });
-    if let Err(fault) = outcome {
-        assert!(!fault.is_timeout(), "hangs on a cut line: {fault}");
+    match outcome {
+        Ok(whole) => whole,
+        Err(fault) => {
+            assert!(!fault.is_timeout(), "hangs on a cut line: {fault}");
+            false
+        }
     }
 }
 
 /// S36: one byte per segment, both ways, on either side, is only slow.
 #[test]
 fn s36_dribble_on_both_sides() {
+    only_slow(Pace::Dribble, seconds(2.0, 60.0));
+}
+
+/// S36: so are waits of up to 200 ms and 64 KB per second.
+#[test]
+fn s36_jitter_and_little_bandwidth_on_both_sides() {
+    only_slow(Pace::Jitter, seconds(2.0, 60.0));
+    only_slow(Pace::Slow, seconds(2.0, 60.0));
+}
+
+fn only_slow(pace: Pace, time: Duration) {
     let cluster = Cluster::shared();
     let user = cluster.user("user");
     let line = Proxy::to_port(cluster.port());
-    line.set(Weather::DRIBBLE);
+    line.set(Weather::paced(pace));
     let port = if Target::is_direct() { cluster.port() } else { line.port() };
     let pooler = Plan::to_port(port).max_connections(3).start();
     let Address::Tcp(address) = pooler.address else { panic!("a TCP pooler") };
     let front = Proxy::to_port(address.port());
     // PgBouncer 1.18 does not take a startup message in parts.
-    front.set(if Target::current() == Target::Pgbouncer { Weather::FAIR } else { Weather::DRIBBLE });
+    front.set(if Target::current() == Target::Pgbouncer { Weather::FAIR } else { Weather::paced(pace) });
     let crowd = Crowd::start(6, &Address::tcp(front.port()), &user, Habit::LIGHT.reconnecting_after(20));
-    sleep(Duration::from_secs(2));
-    crowd.finish().assert_faultless();
+    sleep(time);
+    let mut tally = crowd.finish();
+    tally.assert_faultless();
+    eprintln!("s36 {pace:?}: {}", tally.describe());
     drop((front, line));
     pooler.finish();
 }

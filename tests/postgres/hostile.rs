@@ -6,10 +6,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::cluster::Cluster;
-use crate::crowd::Crowd;
-use crate::pooler::{Plan, Pooler, Target, login};
+use crate::crowd::{Crowd, Habit};
+use crate::pooler::{Memory, Plan, Pooler, Target, login};
 use crate::random::Random;
-use crate::wire::{Client, Frames, PROTOCOL_3, packet, startup};
+use crate::scale::{is_long, pick, seconds};
+use crate::wire::{Address, Client, Frames, PROTOCOL_3, packet, startup};
 
 /// Where in its life a client starts to misbehave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +29,7 @@ const STATES: [State; 5] =
 #[test]
 fn s15_malformed_corpus() {
     let cases = corpus();
-    assert!(cases.len() >= 60, "{} cases", cases.len());
+    assert!(cases.len() >= 120, "{} cases", cases.len());
     for shards in [1, 2] {
         offend(shards, cases.iter().flat_map(|case| STATES.map(|state| (state, case.clone()))).collect());
     }
@@ -40,7 +41,7 @@ fn s15_random_corpus() {
     let mut random = Random::new(15);
     let valid = corpus_seeds();
     let mut offences = Vec::new();
-    for number in 0..2500 {
+    for number in 0..pick(2500, 200_000) {
         let bytes = if number % 3 == 0 {
             let count = random.between(1, 300) as usize;
             random.bytes(count)
@@ -64,11 +65,12 @@ fn offend(shards: usize, offences: Vec<(State, Vec<u8>)>) {
     let (user, canary) = (cluster.user("user"), cluster.user("canary"));
     let mark = cluster.mark();
     let pooler = Plan::new(cluster).shards(shards).max_connections(8).set("client_login_timeout", 3).start();
-    let calm = Crowd::canary(&pooler.address, &canary);
+    let habit = Habit::LIGHT.pausing(Duration::from_millis(50));
+    let calm = Crowd::start(pick(1, 50), &pooler.address, &canary, habit);
     let before = pooler.rss();
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        for _ in 0..6 {
+        for _ in 0..pick(6, 12) {
             scope.spawn(|| {
                 while let Some((state, bytes)) = offences.get(next.fetch_add(1, Ordering::Relaxed)) {
                     assert!(is_gone_after(&pooler, &user, *state, bytes), "still there: {state:?} {bytes:?}");
@@ -78,8 +80,14 @@ fn offend(shards: usize, offences: Vec<(State, Vec<u8>)>) {
     });
     let mut tally = calm.finish();
     tally.assert_faultless();
-    assert!(tally.p99() < Duration::from_millis(500), "the canary's p99 is {:?}", tally.p99());
     let grown = pooler.rss().saturating_sub(before);
+    let count = offences.len();
+    eprintln!(
+        "s15 {shards} shards: {count} offences, {} KB more; the good: {}",
+        grown >> 10,
+        tally.describe()
+    );
+    assert!(tally.p99() < Duration::from_millis(pick(500, 100)), "the canary's p99 is {:?}", tally.p99());
     assert!(grown < 64 << 20, "{} MB for nonsense", grown >> 20);
     cluster.assert_log_clean(
         mark,
@@ -94,7 +102,14 @@ fn offend(shards: usize, offences: Vec<(State, Vec<u8>)>) {
 
 /// Sends the bytes, then says that no more will come: within ten seconds the other side has closed too.
 fn is_gone_after(pooler: &Pooler, user: &str, state: State, bytes: &[u8]) -> bool {
-    let mut client = Client::dial(&pooler.address).expect("it accepts");
+    let mut client = misbehave(&pooler.address, user, state, bytes);
+    client.stream().finish_sending();
+    client.is_closed_within(Duration::from_secs(10))
+}
+
+/// A client that has come to this state and sent these bytes.
+fn misbehave(address: &Address, user: &str, state: State, bytes: &[u8]) -> Client {
+    let mut client = Client::dial(address).expect("it accepts");
     client.set_lenient();
     if state != State::BeforeStartup {
         client.log_in(&login(user)).expect("a login");
@@ -114,8 +129,67 @@ fn is_gone_after(pooler: &Pooler, user: &str, state: State, bytes: &[u8]) -> boo
     }
     // It may be closed in our face while we speak.
     let _ = client.stream().try_clone().expect("a descriptor").write_all(bytes);
-    client.stream().finish_sending();
-    client.is_closed_within(Duration::from_secs(10))
+    client
+}
+
+/// S15: what PostgreSQL makes of it, pgpinion makes of it too, in nearly all cases; the others are printed.
+#[test]
+fn s15_verdicts_are_those_of_postgresql() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    let cluster = Cluster::private(&[]);
+    let user = cluster.user("user");
+    let pooler = Plan::new(&cluster).max_connections(30).start();
+    let all = corpus();
+    let cases: Vec<_> = all.iter().step_by(pick(10, 1)).flat_map(|case| STATES.map(|s| (s, case))).collect();
+    let (next, same) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| {
+                while let Some(&(state, case)) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let [expected, found] = [&cluster.address(), &pooler.address]
+                        .map(|address| verdict(misbehave(address, &user, state, case)));
+                    if expected.0 == found.0 {
+                        same.fetch_add(1, Ordering::Relaxed);
+                    } else {
+                        let bytes = case[..case.len().min(24)].escape_ascii();
+                        eprintln!("s15: {state:?} {bytes}: PostgreSQL {expected:?}, pgpinion {found:?}");
+                    }
+                }
+            });
+        }
+    });
+    let (same, all) = (same.into_inner(), cases.len());
+    eprintln!("s15: {same} of {all} verdicts are PostgreSQL's");
+    assert!(same * 100 >= all * 95, "{same} of {all}");
+    pooler.finish();
+}
+
+/// What a client is at that has gone on for a while, and the last error, for a person to read.
+fn verdict(mut client: Client) -> (Verdict, String) {
+    let (bytes, closed) = client.bytes_within(Duration::from_millis(500));
+    let text = String::from_utf8_lossy(&bytes);
+    let said = |severity| text.rfind(severity).map(|at| text[at + 1..].replace('\0', " "));
+    let last = said("SFATAL\0").or_else(|| said("SERROR\0"));
+    let verdict = match &last {
+        _ if closed => Verdict::Gone,
+        Some(_) => Verdict::Failed,
+        None => Verdict::Heard,
+    };
+    (verdict, last.unwrap_or_default())
+}
+
+/// The classes of ends that a client can tell apart. That PostgreSQL says nothing when it refuses a startup packet,
+/// and pgpinion says why, is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// The connection has ended.
+    Gone,
+    /// It goes on after an error.
+    Failed,
+    /// It goes on, or waits for more.
+    Heard,
 }
 
 /// S15: what no server should wait for even if the client stays.
@@ -173,13 +247,12 @@ fn s15_plain_violations_close_at_once() {
 fn s16_memory_follows_what_was_sent() {
     let cluster = Cluster::shared();
     let (user, canary) = (cluster.user("user"), cluster.user("canary"));
-    let pooler = Plan::new(cluster).max_connections(4).set("client_login_timeout", 3).start();
+    let pooler = Plan::new(cluster).max_connections(4).set("client_login_timeout", pick(3, 60)).start();
     let calm = Crowd::canary(&pooler.address, &canary);
     sleep(Duration::from_millis(300));
-    let before = pooler.rss();
-    let mut most = before;
+    let (mut memory, mapped) = (Memory::of(&pooler), pooler.mapped());
     let mut kept = Vec::new();
-    for number in 0..200 {
+    for number in 0..pick(200, 1000) {
         let mut client = Client::dial(&pooler.address).expect("it accepts");
         let mut bytes = match number % 4 {
             0 => (1_u32 << 30).to_be_bytes().to_vec(),
@@ -201,12 +274,21 @@ fn s16_memory_follows_what_was_sent() {
         // Up to a megabyte more, as far as the other side takes it.
         let _ = stream.write_all(&[b'x'; 1 << 20]);
         kept.push(client);
-        most = most.max(pooler.rss());
+        memory.look(&pooler);
     }
-    most = most.max(pooler.rss());
-    assert!(most - before < 64 << 20, "{} MB for announcements", (most - before) >> 20);
+    memory.look(&pooler);
+    let mapped = pooler.mapped().saturating_sub(mapped);
+    let mut tally = calm.finish();
+    let (count, grown) = (kept.len(), memory.grown() >> 10);
+    eprintln!(
+        "s16: {count} announcements, {grown} KB more, {} KB mapped; canary {}",
+        mapped >> 10,
+        tally.describe()
+    );
+    memory.assert_grown_less_than(64 << 20);
+    assert!(mapped < 1 << 30, "{} MB more mapped for announcements", mapped >> 20);
     drop(kept);
-    calm.finish().assert_faultless();
+    tally.assert_faultless();
     pooler.finish();
 }
 
@@ -218,41 +300,48 @@ fn s17_slowloris() {
     }
     let cluster = Cluster::shared();
     let user = cluster.user("user");
+    let timeout = seconds(3.0, 10.0);
     for shards in [1, 2] {
-        let pooler = Plan::new(cluster).shards(shards).set("client_login_timeout", 3).start_alone();
+        let pooler =
+            Plan::new(cluster).shards(shards).set("client_login_timeout", timeout.as_secs()).start_alone();
         let hello = startup(&login(&user));
         let started = Instant::now();
         let mut slow = Vec::new();
-        for _ in 0..200 {
+        for _ in 0..pick(200, 2000) {
             slow.push(Client::dial(&pooler.address).expect("it accepts"));
             // Not faster than a listener's queue can take: a dropped SYN comes again after a second.
             sleep(Duration::from_millis(1));
         }
         let all_open = Instant::now();
-        let mut worst = Duration::ZERO;
+        let mut logins = Vec::new();
         for round in 0..3 {
             for client in &mut slow {
                 client.send(&hello[round..=round]).expect("still in time");
             }
-            let second = started + Duration::from_millis(900 * (round as u64 + 1));
-            while Instant::now() < second {
+            let next = started + timeout.mul_f64(0.3) * (round as u32 + 1);
+            while Instant::now() < next {
                 let start = Instant::now();
                 let mut good = pooler.client(&user);
                 assert_eq!(good.query("select 1").expect("a server").value(), "1");
                 good.terminate();
-                worst = worst.max(start.elapsed());
+                logins.push(start.elapsed());
                 sleep(Duration::from_millis(20));
             }
         }
-        assert!(worst < Duration::from_millis(500), "a good login took {worst:?}");
+        logins.sort_unstable();
+        let (p99, worst) = (logins[(logins.len() - 1) * 99 / 100], logins[logins.len() - 1]);
+        eprintln!("s17 {shards} shards: {} good logins, p99 {p99:?}, longest {worst:?}", logins.len());
+        assert!(worst < Duration::from_millis(500) || is_long(), "a good login took {worst:?}");
+        assert!(p99 < Duration::from_millis(pick(500, 100)), "good logins' p99 is {p99:?}");
         // PgBouncer looks at its clients once in a while only.
         let slack = if Target::is_pgpinion() { 1000 } else { 3000 };
-        let deadline = all_open + Duration::from_millis(3000 + slack);
+        let deadline = all_open + timeout + Duration::from_millis(slack);
         for client in &mut slow {
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             assert!(client.is_closed_within(left), "still open {:?} after the last came", all_open.elapsed());
         }
-        assert!(started.elapsed() > Duration::from_millis(2900), "closed before their time");
+        eprintln!("s17 {shards} shards: {} closed {:?} after the last came", slow.len(), all_open.elapsed());
+        assert!(started.elapsed() + Duration::from_millis(100) > timeout, "closed before their time");
         drop(slow);
         pooler.finish();
     }
@@ -289,7 +378,7 @@ fn s27_messages_inside_values_stay_values() {
     pooler.finish();
 }
 
-/// At least sixty ways to be wrong; some are not wrong in every state, and a close is then all that is asked.
+/// More than a hundred and twenty ways to be wrong; some are not wrong in every state, and a close is then all that is asked.
 fn corpus() -> Vec<Vec<u8>> {
     let f = Frames::new;
     let mut cases: Vec<Vec<u8>> = Vec::new();
@@ -300,7 +389,7 @@ fn corpus() -> Vec<Vec<u8>> {
         }
     }
     // Lengths that are one off, and a gigabyte that never comes.
-    for length in [12_u32, 14, 1 << 30] {
+    for length in [4_u32, 5, 12, 14, 1 << 29, 1 << 30] {
         cases.push([b"Q", &length.to_be_bytes()[..], b"select 1\0"].concat());
     }
     // Bodies that do not hold what they announce.

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::Cluster;
 use crate::crowd::{Crowd, Habit};
-use crate::pooler::{Plan, Pooler, Target, login};
+use crate::pooler::{Memory, Plan, Pooler, Target, login};
 use crate::process::eventually;
 use crate::random::Random;
+use crate::scale::{pick, seconds};
 use crate::wire::{Client, Frames, startup};
 
 /// S01: tokens in values, column names, notices, errors, parameters and COPY rows come back to their owner.
@@ -18,10 +19,13 @@ fn token_baseline(mode: &'static str, shards: usize, habit: Habit) {
     let mark = cluster.mark();
     let pooler = Plan::new(cluster).mode(mode).shards(shards).start();
     let sampler = cluster.sample();
-    let crowd = Crowd::start(40, &pooler.address, &user, habit);
-    sleep(Duration::from_secs(4));
-    let tally = crowd.finish();
+    let mut memory = Memory::of(&pooler);
+    let crowd = Crowd::start(pick(40, 200), &pooler.address, &user, habit);
+    crowd.live(seconds(4.0, 60.0), pick(1, 150_000));
+    let mut tally = crowd.finish();
     tally.assert_faultless();
+    memory.look(&pooler);
+    eprintln!("s01 {mode}, {shards} shards: {}, {} KB more", tally.describe(), memory.grown() >> 10);
     pooler.assert_capped(&sampler.finish(), &user, 10);
     cluster.assert_log_clean(mark, &user, &[]);
     cluster.assert_quiet(&user, 10);
@@ -50,12 +54,12 @@ fn s02_abandoned_results() {
         let cluster = Cluster::shared();
         let (good, leaver) = (cluster.user("good"), cluster.user("other"));
         let pooler = Plan::new(cluster).mode(mode).shards(shards).max_connections(4).start();
-        let crowd = Crowd::start(10, &pooler.address, &good, Habit::LIGHT.reconnecting_after(3));
+        let crowd = Crowd::start(pick(10, 100), &pooler.address, &good, Habit::LIGHT.reconnecting_after(3));
         // The leavers' own route, and the good ones' too: their servers go back and forth.
         let stop = AtomicBool::new(false);
         let left = AtomicUsize::new(0);
         std::thread::scope(|scope| {
-            for number in 0..6 {
+            for number in 0..pick(6, 20) {
                 let user = if number % 2 == 0 { &leaver } else { &good };
                 let (pooler, stop, left) = (&pooler, &stop, &left);
                 scope.spawn(move || {
@@ -66,11 +70,18 @@ fn s02_abandoned_results() {
                     }
                 });
             }
-            sleep(Duration::from_secs(2));
+            sleep(seconds(2.0, 60.0));
+            let end = Instant::now() + 10 * seconds(2.0, 60.0);
+            while left.load(Ordering::Relaxed) <= pick(20, 2000) && Instant::now() < end {
+                sleep(Duration::from_millis(10));
+            }
             stop.store(true, Ordering::Relaxed);
         });
-        assert!(left.load(Ordering::Relaxed) > 20, "only {left:?} left");
-        crowd.finish().assert_faultless();
+        let left = left.into_inner();
+        assert!(left > pick(20, 2000), "only {left} left");
+        let mut tally = crowd.finish();
+        tally.assert_faultless();
+        eprintln!("s02 {mode}, {shards} shards: {left} left; the good: {}", tally.describe());
         assert_slots_serve(&pooler, &good, 4);
         pooler.finish();
     }
@@ -101,7 +112,7 @@ fn assert_slots_serve(pooler: &Pooler, user: &str, slots: usize) {
     for client in &mut clients {
         assert_eq!(client.query("begin").expect("a free slot").status, b'T');
     }
-    assert!(start.elapsed() < Duration::from_secs(2), "slots free only after {:?}", start.elapsed());
+    assert!(start.elapsed() < seconds(2.0, 1.0), "slots free only after {:?}", start.elapsed());
     for client in &mut clients {
         client.query("rollback").expect("still there");
     }
@@ -114,7 +125,7 @@ fn s03_death_at_every_byte() {
     let (good, victim) = (cluster.user("good"), cluster.user("other"));
     let mark = cluster.mark();
     let pooler = Plan::new(cluster).max_connections(2).start();
-    let crowd = Crowd::start(6, &pooler.address, &good, Habit::LIGHT);
+    let crowd = Crowd::start(pick(6, 40), &pooler.address, &good, Habit::LIGHT);
     let shapes = shapes();
     let cuts: Vec<(&[u8], usize, bool)> = shapes
         .iter()
@@ -122,6 +133,7 @@ fn s03_death_at_every_byte() {
             (0..=shape.len()).flat_map(move |cut| [(&shape[..], cut, true), (&shape[..], cut, false)])
         })
         .collect();
+    let deaths = cuts.len() * pick(1, 20);
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for number in 0..3 {
@@ -129,7 +141,9 @@ fn s03_death_at_every_byte() {
             let user = if number == 0 { &good } else { &victim };
             let (pooler, cuts, next) = (&pooler, &cuts, &next);
             scope.spawn(move || {
-                while let Some(&(shape, cut, orderly)) = cuts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let turns = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+                for turn in turns.take_while(|&turn| turn < deaths) {
+                    let (shape, cut, orderly) = cuts[turn % cuts.len()];
                     die_at(pooler, user, &shape[..cut], orderly);
                 }
             });
@@ -140,7 +154,9 @@ fn s03_death_at_every_byte() {
         client.send(&startup(&login(&victim))[..cut]).expect("open");
         if cut % 2 == 0 { client.reset() } else { drop(client) }
     }
-    crowd.finish().assert_faultless();
+    let mut tally = crowd.finish();
+    tally.assert_faultless();
+    eprintln!("s03: {deaths} deaths at {} places; the good: {}", cuts.len(), tally.describe());
     assert_slots_serve(&pooler, &good, 2);
     let mut own_doing =
         vec!["unexpected EOF", "incomplete message", "incomplete startup packet", "unnamed prepared"];

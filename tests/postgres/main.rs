@@ -1,6 +1,7 @@
 //! pgpinion against real PostgreSQL, hostile clients, dying servers and bad networks.
 //!
-//! `SEED=n` repeats a run's choices; `PGPINION_TEST_TARGET=direct` or `pgbouncer` runs what makes sense there.
+//! `SEED=n` repeats a run's choices; `PGPINION_TEST_TARGET=direct` or `pgbouncer` runs what makes sense there;
+//! `PGPINION_TEST_LONG=1` runs scenarios in their full length (`scale`). What was measured is printed (`--nocapture`).
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
@@ -13,6 +14,7 @@ mod pooler;
 mod process;
 mod proxy;
 mod random;
+mod scale;
 mod wire;
 
 mod asynchronous;

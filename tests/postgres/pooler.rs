@@ -325,6 +325,11 @@ impl Pooler {
         self.process.as_ref().map_or(0, |process| process.lock().expect("lock").rss())
     }
 
+    /// Mapped memory in bytes, used or not.
+    pub fn mapped(&self) -> u64 {
+        self.process.as_ref().map_or(0, |process| process.lock().expect("lock").mapped())
+    }
+
     pub fn cpu(&self) -> Duration {
         self.process.as_ref().map_or(Duration::ZERO, |process| process.lock().expect("lock").cpu())
     }
@@ -393,6 +398,34 @@ impl Pooler {
 
     pub fn log_tail(&self) -> String {
         tail(&self.log()).to_owned()
+    }
+}
+
+/// The most memory a pooler has had, looked at often.
+#[derive(Debug)]
+pub struct Memory {
+    before: u64,
+    most: u64,
+}
+
+impl Memory {
+    pub fn of(pooler: &Pooler) -> Self {
+        let now = pooler.rss();
+        Self { before: now, most: now }
+    }
+
+    pub fn look(&mut self, pooler: &Pooler) {
+        self.most = self.most.max(pooler.rss());
+    }
+
+    /// Bytes more than at the start.
+    pub fn grown(&self) -> u64 {
+        self.most.saturating_sub(self.before)
+    }
+
+    pub fn assert_grown_less_than(&self, bytes: u64) {
+        let grown = self.grown();
+        assert!(grown <= bytes, "{} KB more, {} KB allowed", grown >> 10, bytes >> 10);
     }
 }
 

@@ -138,8 +138,17 @@ impl Process {
 
     /// Resident memory in bytes.
     pub fn rss(&self) -> u64 {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// Mapped memory in bytes, used or not.
+    pub fn mapped(&self) -> u64 {
+        self.status_bytes("VmSize:")
+    }
+
+    fn status_bytes(&self, name: &str) -> u64 {
         let status = self.proc("status");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a live process");
+        let line = status.lines().find(|line| line.starts_with(name)).expect("a live process");
         line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number") * 1024
     }
 

@@ -1,9 +1,13 @@
-//! A bad network: forwards TCP connections, cuts them after so many bytes, or sends single bytes.
+//! A bad network: forwards TCP connections, cuts them after so many bytes, sends single bytes, or is slow.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::random::Random;
 
 /// What happens to one connection. Byte counts are `usize::MAX` where nothing does.
 #[derive(Clone, Copy, Debug)]
@@ -12,13 +16,27 @@ pub struct Weather {
     pub up_bytes: usize,
     /// Bytes to the one who dialled before the cut.
     pub down_bytes: usize,
-    /// One byte per segment, both ways.
-    pub dribble: bool,
+    pub pace: Pace,
+}
+
+/// How fast bytes go, both ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    Full,
+    /// One byte per segment.
+    Dribble,
+    /// Each piece waits up to 200 ms.
+    Jitter,
+    /// 64 KB per second.
+    Slow,
 }
 
 impl Weather {
-    pub const FAIR: Weather = Weather { up_bytes: usize::MAX, down_bytes: usize::MAX, dribble: false };
-    pub const DRIBBLE: Weather = Weather { dribble: true, ..Weather::FAIR };
+    pub const FAIR: Weather = Weather { up_bytes: usize::MAX, down_bytes: usize::MAX, pace: Pace::Full };
+
+    pub fn paced(pace: Pace) -> Self {
+        Weather { pace, ..Weather::FAIR }
+    }
 }
 
 /// The proxy; ends, with all its connections, when dropped.
@@ -69,10 +87,10 @@ impl Proxy {
                 let (down_too, up_too) = (down.try_clone().expect("one"), up.try_clone().expect("one"));
                 let number = made.fetch_add(1, Ordering::Relaxed);
                 let silence = (silent.clone(), number);
-                std::thread::spawn(move || forward(down, up, weather.up_bytes, weather.dribble, silence));
+                std::thread::spawn(move || forward(down, up, weather.up_bytes, weather.pace, silence));
                 let silence = (silent.clone(), number);
                 std::thread::spawn(move || {
-                    forward(up_too, down_too, weather.down_bytes, weather.dribble, silence)
+                    forward(up_too, down_too, weather.down_bytes, weather.pace, silence)
                 });
             }
         });
@@ -114,20 +132,25 @@ fn forward(
     mut from: TcpStream,
     mut to: TcpStream,
     mut left: usize,
-    dribble: bool,
+    pace: Pace,
     (silent, number): (Arc<AtomicUsize>, usize),
 ) {
+    let mut random = Random::new(36);
     let mut chunk = [0; 16 * 1024];
-    while left > 0 {
+    let mut alive = true;
+    while left > 0 && alive {
         let most = left.min(chunk.len());
         let Ok(count @ 1..) = from.read(&mut chunk[..most]) else { break };
         if number < silent.load(Ordering::Relaxed) {
             continue;
         }
-        let pieces = chunk[..count].chunks(if dribble { 1 } else { count });
-        if !pieces.into_iter().all(|piece| to.write_all(piece).is_ok()) {
-            break;
+        match pace {
+            Pace::Full | Pace::Dribble => {}
+            Pace::Jitter => sleep(Duration::from_millis(random.below(200))),
+            Pace::Slow => sleep(Duration::from_secs(count as u64) / (64 << 10)),
         }
+        let mut pieces = chunk[..count].chunks(if pace == Pace::Dribble { 1 } else { count });
+        alive = pieces.all(|piece| to.write_all(piece).is_ok());
         left -= count;
     }
     let _ = to.shutdown(Shutdown::Both);

@@ -462,6 +462,16 @@ impl Client {
         }
     }
 
+    /// What comes within `limit`, messages or not, and whether the other side has closed then.
+    pub fn bytes_within(&mut self, limit: Duration) -> (Vec<u8>, bool) {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Err(fault) = self.receive(deadline) {
+                return (self.buffer.split_off(self.start), !fault.is_timeout());
+            }
+        }
+    }
+
     /// True if the other side has closed, or does within `limit`.
     pub fn is_closed_within(&mut self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
