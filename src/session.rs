@@ -35,6 +35,13 @@ pub struct Progress {
     passed: usize,
 }
 
+impl Progress {
+    /// Everything before `at` has been dealt with.
+    pub fn starting_at(at: usize) -> Self {
+        Self { at, passed: at }
+    }
+}
+
 /// What a session passes its messages to.
 pub struct Link<'a> {
     /// The server's account.

@@ -18,14 +18,29 @@ impl Shard {
     pub(super) fn pass_received(&mut self, key: ClientKey, server_key: ServerKey, bytes: &[u8]) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.deadline.clear();
-        if client.until.is_some() {
-            return self.hold_received(key, bytes);
+        let mut from = 0;
+        while let Some(client) = self.clients.get_mut(key)
+            && let Some(until) = client.until
+        {
+            // Only the message that was begun is collected; what follows it passes as it lies.
+            let missing = match until {
+                Until::Bytes(needed) => needed.saturating_sub(client.pending.len()),
+                Until::Answers => usize::MAX,
+            };
+            let taken = missing.min(bytes.len() - from);
+            client.pending.extend_from_slice(&bytes[from..from + taken]);
+            from += taken;
+            match until {
+                Until::Answers => return self.hold_back(key),
+                Until::Bytes(_) if taken < missing => return,
+                Until::Bytes(_) => self.pass_pending(key),
+            }
         }
-        self.pass(key, server_key, bytes, Piece::Received);
-        let Some(server) = self.servers.get(server_key) else { return };
-        if server.unsent() > UNSENT_BYTES_HIGH || server.owed.len() > OWED_REPLIES_MAX {
-            self.pause_client(key);
+        if from == bytes.len() || !self.is_linked(key, server_key) {
+            return;
         }
+        self.pass(key, server_key, bytes, from, Piece::Received);
+        self.stop_if_full(key, server_key);
     }
 
     /// The client has got a server, or what it waited for: what it kept goes there.
@@ -42,23 +57,24 @@ impl Shard {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.until = None;
         let bytes = Bytes::from(std::mem::take(&mut client.pending));
-        self.pass(key, server_key, &bytes, |range| Piece::Own(bytes.slice(range)));
+        self.pass(key, server_key, &bytes, 0, |range| Piece::Own(bytes.slice(range)));
         let Some(client) = self.clients.get(key) else { return };
         match (client.state, client.until) {
             (State::Linked(_), Some(Until::Answers)) => self.hold_back(key),
-            (State::Linked(_), _) => self.resume_receiving(key),
+            (State::Linked(_), _) => {
+                self.stop_if_full(key, server_key);
+                self.server_has_room(key, server_key);
+            }
             _ => {}
         }
     }
 
-    /// More of what cannot go on yet.
-    fn hold_received(&mut self, key: ClientKey, bytes: &[u8]) {
-        let Some(client) = self.clients.get_mut(key) else { return };
-        client.pending.extend_from_slice(bytes);
-        match client.until {
-            Some(Until::Bytes(needed)) if client.pending.len() < needed => {}
-            Some(Until::Bytes(_)) => self.pass_pending(key),
-            _ => self.hold_back(key),
+    /// A client whose server has enough to do is stopped.
+    #[inline]
+    fn stop_if_full(&mut self, key: ClientKey, server: ServerKey) {
+        let Some(server) = self.servers.get(server) else { return };
+        if server.unsent() > UNSENT_BYTES_HIGH || server.owed.len() > OWED_REPLIES_MAX {
+            self.pause_client(key);
         }
     }
 
@@ -69,13 +85,14 @@ impl Shard {
         }
     }
 
-    /// Takes bytes of a client to its server. `piece` makes something to be sent of a range of them.
+    /// Takes bytes of a client, all behind `from`, to its server. `piece` makes something to be sent of a range of them.
     #[inline]
     fn pass(
         &mut self,
         key: ClientKey,
         server_key: ServerKey,
         bytes: &[u8],
+        from: usize,
         piece: impl Fn(Range<usize>) -> Piece,
     ) {
         let Some(Client { session, names, pending, until, values, .. }) = self.clients.get_mut(key) else {
@@ -117,7 +134,7 @@ impl Shard {
             out: &mut self.rewritten,
         });
         let mut link = Link { owed, prepared };
-        let mut progress = Progress::default();
+        let mut progress = Progress::starting_at(from);
         let mut send = |piece| self.effects.push(Effect::Send { socket, piece });
         let mut joins = false;
         let end = loop {
@@ -125,7 +142,7 @@ impl Shard {
             let passage = session.pass(bytes, &mut progress, &mut link);
             self.stats.queries += u64::from(passage.queries);
             let kept = passage.kept.as_slice();
-            joins |= passage.rewritten && bytes.len() <= JOINED_BYTES_MAX;
+            joins |= passage.rewritten && bytes.len() - from <= JOINED_BYTES_MAX;
             match link.rewritten() {
                 Some(out) if joins => {
                     out.extend_from_slice(kept);

@@ -2,6 +2,7 @@
 
 use super::script::*;
 use super::*;
+use crate::limits::UNSENT_BYTES_HIGH;
 use std::time::Duration;
 
 /// The permit came back at once, and PostgreSQL, which was slow, had one connection more than it may.
@@ -119,3 +120,34 @@ const OPENING: Duration = Duration::from_millis(200);
 
 /// More than five times that: a route's turn is over by then.
 const TURN: Duration = Duration::from_secs(2);
+
+/// It was never stopped where each receive ended within a query: what its server had not taken piled up.
+#[test]
+fn a_client_that_says_more_than_its_server_takes_is_stopped() {
+    let (mut shard, (client, key), (server, _)) = linked_on(shard_with(PoolMode::Transaction));
+    shard.sent(server, 1000);
+    // Each piece begins with the end of a query and ends with the beginning of one.
+    let (one, piece_bytes) = (message(b'Q', b"select 1\0"), 32 * 1024);
+    let queries = one.repeat(piece_bytes / one.len() + 2);
+    shard.received(client, &queries[..8]);
+    let (mut at, mut took, mut receiving) = (8, 0, true);
+    while receiving && took < 100 {
+        shard.received(client, &queries[at % one.len()..][..piece_bytes]);
+        (at, took) = (at + piece_bytes, took + 1);
+        for effect in effects(&mut shard) {
+            if let Effect::Receive { socket, on } = effect {
+                assert_eq!(socket, shard.clients.get(key).unwrap().socket);
+                receiving = on;
+            }
+        }
+    }
+    assert!(took <= UNSENT_BYTES_HIGH / piece_bytes + 2, "{took} pieces of 32 KB were taken");
+    // It goes on when the server has taken most of it, or when it answers.
+    shard.sent(server, took * piece_bytes);
+    for _ in 0..50_000 {
+        shard.received(server, &[message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat());
+        shard.sent(client, 1000);
+    }
+    let resumed = effects(&mut shard).iter().any(|effect| matches!(effect, Effect::Receive { on: true, .. }));
+    assert!(resumed, "it is stopped for ever");
+}
