@@ -66,6 +66,8 @@ pub(super) struct Holding {
     /// Clients that want a connection, at the shard's last level.
     pub wanting: u32,
     pub since: Instant,
+    /// Clients at work or waiting; `None` if the shard was not asked.
+    pub busy: Option<u32>,
     /// Those that have waited for long.
     pub overdue: u32,
     /// Grants and connections that the shard had not received at its last level.
@@ -107,6 +109,7 @@ impl Holding {
             kept: 0,
             wanting: 0,
             since: Instant::NEVER,
+            busy: None,
             overdue: 0,
             sent: 0,
             idle: 0,
@@ -152,7 +155,7 @@ impl Holding {
 
     /// Clients at work or waiting: what its part is measured by.
     pub fn busy(&self) -> u32 {
-        self.credit.saturating_sub(self.idle) + self.need()
+        self.busy.unwrap_or_else(|| self.credit.saturating_sub(self.idle) + self.need())
     }
 
     fn owes(&self) -> u32 {
@@ -187,6 +190,7 @@ impl Holding {
         (self.wanting, self.since) = (level.wanting, level.since);
         self.forget_rest();
         if tight {
+            self.busy = Some(level.busy);
             (self.overdue, self.pinned) = (level.overdue, level.pinned);
             (self.idle, self.idle_since) = (level.idle, level.idle_since);
             self.deserted = level.deserted;
@@ -194,7 +198,7 @@ impl Holding {
     }
 
     pub fn forget_rest(&mut self) {
-        (self.overdue, self.pinned, self.deserted) = (0, 0, false);
+        (self.busy, self.overdue, self.pinned, self.deserted) = (None, 0, 0, false);
         (self.idle, self.idle_since) = (0, Instant::NEVER);
     }
 

@@ -63,6 +63,8 @@ pub struct Level {
     pub wanting: u32,
     /// Since when the first of them waits.
     pub since: Instant,
+    /// Clients at work or waiting, if the endpoint is tight: as many as there were at once of late.
+    pub busy: u32,
     /// Clients that have waited for longer than a connection should rest elsewhere meanwhile, if the endpoint is tight.
     pub overdue: u32,
     /// Connections at rest, if the endpoint is tight: as many as there were at once of late.

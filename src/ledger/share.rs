@@ -121,6 +121,11 @@ impl Counts {
     pub fn linked(&self) -> u32 {
         self.held - self.dialing - self.idle - self.closing
     }
+
+    /// Clients at work or waiting.
+    pub fn busy(&self) -> u32 {
+        self.linked() + self.waiting
+    }
 }
 
 impl Default for Share {
@@ -194,6 +199,7 @@ impl Share {
             self.make_urgent(no);
         }
         if self.status.tight {
+            self.at(no).busy_rose();
             self.watch(no);
         }
         found
@@ -261,6 +267,7 @@ impl Share {
         assert!(route.counts.idle == 0, "a client does not wait beside an idle connection");
         route.waiting.push_back(now);
         route.counts.waiting += 1;
+        route.busy_rose();
         self.demand_rose(no);
     }
 

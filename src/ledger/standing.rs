@@ -33,6 +33,8 @@ pub(super) struct Standing {
     told: u32,
     /// Idle and pinned connections that the ledger knows of.
     pub told_rest: (u32, u32),
+    /// Clients at work or waiting that the ledger knows of.
+    told_busy: u32,
     /// Clients that wait for long that the ledger knows of, less what it has sent since.
     told_overdue: u32,
     told_deserted: bool,
@@ -42,6 +44,8 @@ pub(super) struct Standing {
     received: u32,
     /// The highest demand of this window.
     pub peak: u32,
+    /// The most clients at work or waiting at once in this window.
+    busy_peak: u32,
     /// The most idle connections of this window.
     idle_peak: u32,
     /// The most clients that waited for long in this window.
@@ -67,11 +71,13 @@ impl Standing {
             paying: 0,
             told: 0,
             told_rest: (0, 0),
+            told_busy: 0,
             told_overdue: 0,
             told_deserted: false,
             told_idle_since: Instant::NEVER,
             received: 0,
             peak: 0,
+            busy_peak: 0,
             idle_peak: 0,
             overdue_peak: 0,
             urgent: false,
@@ -83,7 +89,8 @@ impl Standing {
     pub fn is_unused(&self) -> bool {
         self.counts == Counts::default()
             && self.probing.is_none()
-            && (self.told, self.told_rest, self.told_overdue, self.received) == (0, (0, 0), 0, 0)
+            && (self.told, self.told_rest, self.told_busy, self.told_overdue, self.received)
+                == (0, (0, 0), 0, 0, 0)
             && !self.urgent
             && !self.watched
     }
@@ -213,6 +220,12 @@ impl Standing {
         first || exceeds(demand, self.told)
     }
 
+    /// Takes note of another client at work or waiting.
+    #[inline]
+    pub fn busy_rose(&mut self) {
+        self.busy_peak = self.busy_peak.max(self.counts.busy());
+    }
+
     /// Takes note of another idle connection. True: the ledger must know.
     #[inline]
     pub fn idle_rose(&mut self) -> bool {
@@ -253,8 +266,8 @@ impl Standing {
 
     pub fn forget_rest(&mut self) {
         (self.told_rest, self.told_idle_since) = ((0, 0), Instant::NEVER);
-        (self.told_overdue, self.told_deserted) = (0, false);
-        (self.idle_peak, self.overdue_peak) = (0, 0);
+        (self.told_busy, self.told_overdue, self.told_deserted) = (0, 0, false);
+        (self.busy_peak, self.idle_peak, self.overdue_peak) = (0, 0, 0);
     }
 
     /// Since when there has been an idle connection, if that is for longer than between two transactions, or the last.
@@ -269,6 +282,7 @@ impl Standing {
         let rest = (self.idle_peak.max(self.counts.idle), self.counts.pinned);
         differs(self.peak, self.told)
             || (tight && (differs(rest.0, self.told_rest.0) || differs(rest.1, self.told_rest.1)))
+            || (tight && differs(self.busy_peak.max(self.counts.busy()), self.told_busy))
             || (tight && self.rested_since(now) != self.told_idle_since)
             || (tight && self.deserted != self.told_deserted && self.counts.held > 0)
             || (tight && differs(self.overdue_peak.max(self.overdue(now)), self.told_overdue))
@@ -280,11 +294,13 @@ impl Standing {
     pub fn is_unsettled(&self, tight: bool, now: Instant) -> bool {
         let resting = self.counts.idle > 0 && self.rested_since(now) == Instant::NEVER;
         let ages = || self.overdue_peak != self.overdue(now) || self.next_overdue(now) != Instant::NEVER;
-        self.peak != self.demand() || (tight && (self.idle_peak != self.counts.idle || resting || ages()))
+        let fell = || self.idle_peak != self.counts.idle || self.busy_peak != self.counts.busy();
+        self.peak != self.demand() || (tight && (fell() || resting || ages()))
     }
 
     pub fn begin_window(&mut self, now: Instant) {
         self.peak = self.demand();
+        self.busy_peak = self.counts.busy();
         self.idle_peak = self.counts.idle;
         self.overdue_peak = self.overdue(now);
     }
@@ -296,6 +312,7 @@ impl Standing {
         let pinned = if tight { self.counts.pinned } else { 0 };
         self.told = self.peak;
         self.told_rest = (idle, pinned);
+        self.told_busy = if tight { self.busy_peak.max(self.counts.busy()) } else { 0 };
         self.told_overdue = if tight { self.overdue_peak.max(self.overdue(now)) } else { 0 };
         self.told_deserted = tight && self.deserted;
         self.told_idle_since = if tight { self.rested_since(now) } else { Instant::NEVER };
@@ -303,6 +320,7 @@ impl Standing {
             route: self.name.clone(),
             wanting: self.peak,
             since: self.oldest(),
+            busy: self.told_busy,
             overdue: self.told_overdue,
             idle,
             idle_since: self.told_idle_since,

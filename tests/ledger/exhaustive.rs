@@ -359,4 +359,4 @@ fn all_orders_of_events_in_a_small_world_are_safe_and_end_well() {
 }
 
 /// So many take less than a minute.
-const STATES_MAX: usize = 400_000;
+const STATES_MAX: usize = 600_000;
