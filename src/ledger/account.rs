@@ -34,8 +34,9 @@ pub(super) struct Sums {
     pub credit: u32,
     /// Permits that recalls will bring back.
     pub closes: u32,
-    /// Connections that could be recalled.
+    /// Connections that could be recalled, and those of them that no client keeps.
     pub payable: u32,
+    pub payable_soon: u32,
     /// Permits wanted, grants on their way taken off.
     pub need: u32,
     /// The same with ordered moves taken off.
@@ -138,8 +139,13 @@ impl Holding {
         self.overdue.saturating_sub(self.sent + self.coming)
     }
 
-    /// Connections that can still be told to close.
+    /// Connections that can still be told to close, when their clients leave if not before.
     pub fn payable(&self) -> u32 {
+        self.credit.saturating_sub(self.closes)
+    }
+
+    /// Those of them that no client keeps: they come to rest when a transaction ends.
+    pub fn payable_soon(&self) -> u32 {
         self.credit.saturating_sub(self.closes + self.pinned)
     }
 
@@ -244,6 +250,7 @@ impl Account {
             // Some will find nothing left to close.
             sums.closes += each.closes.min(each.credit);
             sums.payable += each.payable();
+            sums.payable_soon += each.payable_soon();
             sums.need += each.need();
             sums.lack += each.lack();
             sums.idle += each.idle;
@@ -344,7 +351,7 @@ impl Account {
         heir.totals.moved_in += 1;
     }
 
-    pub fn void(&mut self, from: ShardId, to: Destination, pinned: u32, now: Instant) {
+    pub fn void(&mut self, from: ShardId, to: Destination, now: Instant) {
         match to {
             Destination::Shard(to) => self.move_ends(from, to, false, now),
             Destination::Close => {
@@ -354,7 +361,6 @@ impl Account {
                 holding.answered(false, now);
             }
         }
-        self.at(from).pinned = pinned;
     }
 
     fn move_ends(&mut self, from: ShardId, to: ShardId, made: bool, now: Instant) {

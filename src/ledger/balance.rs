@@ -115,7 +115,9 @@ impl Ledger {
         let candidates = self.open().filter(|(_, account)| {
             account.sums.payable > 0 && (administrators_too || !account.terms.administrator)
         });
-        let rank = |account: &Account| (account.allotted() > self.floor(account), account.level());
+        let rank = |account: &Account| {
+            (account.allotted() > self.floor(account), account.sums.payable_soon > 0, account.level())
+        };
         candidates
             .max_by(|(_, one), (_, other)| {
                 rank(one).partial_cmp(&rank(other)).unwrap_or(std::cmp::Ordering::Equal)
@@ -143,8 +145,10 @@ impl Ledger {
         }
         let Some(account) = &self.accounts[route] else { return false };
         let payable = account.holdings.iter().filter(|holding| holding.payable() > 0);
-        let spare =
-            |holding: &&Holding| (!holding.is_slow(), holding.idle > 0, holding.movable(), holding.payable());
+        let spare = |holding: &&Holding| {
+            let soon = holding.payable_soon();
+            (soon > 0, !holding.is_slow(), holding.idle > 0, holding.movable(), soon)
+        };
         let Some(from) = payable.max_by_key(spare).map(|holding| holding.shard) else { return false };
         self.recall(route, from, Destination::Close, Due::Next, now);
         true
@@ -265,12 +269,14 @@ impl Ledger {
                 && account.allotted() > self.floor(account)
                 && (anyone || !account.terms.administrator)
         });
-        let mut best: Option<(Rank, usize)> = None;
+        let mut best = None;
         let mut earliest = Instant::NEVER;
         for (route, rich) in candidates {
             let gives = self.gives(rich, poor, now);
             earliest = earliest.min(gives.at);
-            let rank = (gives.unused_at <= now, gives.far, rich.level(), rich.turn);
+            // What clients keep comes last: nobody knows when they leave.
+            let rank =
+                (rich.sums.payable_soon > 0, gives.unused_at <= now, gives.far, rich.level(), rich.turn);
             if gives.at <= now && best.as_ref().is_none_or(|(most, _)| rank > *most) {
                 best = Some((rank, route));
             }
@@ -373,7 +379,7 @@ impl Ledger {
         self.open().any(|(each, account)| {
             account.holdings.iter().any(|holding| {
                 (each != route || holding.shard != shard)
-                    && holding.payable() > 0
+                    && holding.payable_soon() > 0
                     && (each == route || account.allotted() > self.floor(account))
             })
         })
@@ -441,7 +447,8 @@ impl Ledger {
             part - f64::from(mine) >= UNEVENNESS_MIN + part * UNEVENNESS_PART
         });
         let spare = |donor: &&Holding| {
-            (!donor.is_slow(), donor.prospect(), std::cmp::Reverse((donor.received_at, donor.shard)))
+            let last = std::cmp::Reverse((donor.received_at, donor.shard));
+            (donor.payable_soon() > donor.leaving, !donor.is_slow(), donor.prospect(), last)
         };
         if let Some(donor) = richer.max_by_key(spare) {
             return Some((donor.shard, Due::Next));

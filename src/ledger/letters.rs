@@ -47,8 +47,6 @@ pub enum Request {
         route: RouteName,
         /// As it was recalled.
         to: Destination,
-        /// So many connections cannot be given up now.
-        pinned: u32,
     },
     /// The [`Order::Status`] was read, and the levels that it asks for are on their way.
     Noted,

@@ -34,8 +34,8 @@
 //!
 //! A recall is a debt that is paid by a connection at rest or else by the next that comes to rest, ahead of the shard's
 //! own waiting clients; closing comes before moving, lest moves hide from another route what could be closed for it.
-//! One that is not paid for too long, because the transactions there are long, is taken back and made elsewhere. Pinned
-//! connections pay nothing until they are unpinned.
+//! One that is not paid for too long, because the transactions there are long, is taken back and made elsewhere. A
+//! connection that its client keeps (pinned) pays when the client leaves; it is asked when nobody else can pay.
 //!
 //! # Why the guarantees hold
 //!

@@ -150,8 +150,8 @@ impl Ledger {
                 self.shard(to).credit += 1;
                 self.moves -= 1;
             }
-            Request::Void { route, to, pinned } => {
-                self.account(&route).void(from, to, pinned, now);
+            Request::Void { route, to } => {
+                self.account(&route).void(from, to, now);
                 *self.unanswered(to) -= 1;
             }
             Request::Noted => self.shard(from).told_unanswered = false,

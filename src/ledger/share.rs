@@ -304,14 +304,13 @@ impl Share {
         }
     }
 
-    /// A linked connection is its client's for more than a transaction; or, with `false`, no longer. It must not pay a
-    /// recall meanwhile.
+    /// A linked connection is its client's for more than a transaction; or, with `false`, no longer. It pays no recall
+    /// meanwhile.
     pub fn pin(&mut self, no: RouteNo, pinned: bool) {
         let tight = self.status.tight;
         let route = self.at(no);
         if pinned {
             route.counts.pinned += 1;
-            self.void_excess(no);
         } else {
             assert!(route.counts.pinned > 0, "what is unpinned was pinned");
             route.counts.pinned -= 1;
@@ -460,8 +459,8 @@ impl Share {
 
     fn void(&mut self, no: RouteNo, to: Destination) {
         let route = self.at(no);
-        let (route, pinned) = (route.name.clone(), route.counts.pinned);
-        self.requests.push(Request::Void { route, to, pinned });
+        let route = route.name.clone();
+        self.requests.push(Request::Void { route, to });
     }
 
     fn take_status(&mut self, status: Status) {

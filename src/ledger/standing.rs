@@ -187,7 +187,7 @@ impl Standing {
     /// Takes off a recall that no connection can pay.
     pub fn excess(&mut self) -> Option<Destination> {
         let counts = &mut self.counts;
-        if counts.owed <= (counts.held - counts.closing).saturating_sub(counts.pinned) {
+        if counts.owed <= counts.held - counts.closing {
             return None;
         }
         counts.owed -= 1;

@@ -274,6 +274,37 @@ fn pinned_connections_pay_no_recall_and_others_do_instead() {
     assert!(world.tally.done[2] > 5);
 }
 
+/// In session mode each connection is its client's until it leaves, and another client waits for it then: none was ever to
+/// spare for a route that came later.
+#[test]
+fn a_newcomer_gets_its_part_of_connections_that_go_from_session_to_session() {
+    for shards in [1, 2] {
+        let mut plan = Plan::new(shards, 4);
+        for number in 0..24 {
+            let route = usize::from(number >= 20);
+            let from = if route == 1 { S } else { 0 };
+            plan.clients.push(ClientPlan {
+                shard: number % shards,
+                route,
+                from,
+                busy: 5 * MS,
+                think: MS,
+                pinning: 100,
+                ..ClientPlan::default()
+            });
+        }
+        let mut world = World::new(plan, 1);
+        world.run(S - MS);
+        assert_eq!(world.held(0), 4);
+        world.run(S + 300 * MS);
+        assert_eq!((world.held(0), world.held(1)), (2, 2), "{shards} shards: {:?}", world.ledger.rows());
+        let before = world.tally.done.clone();
+        world.run(3 * S);
+        let done = [0, 1].map(|route| world.tally.done[route] - before[route]);
+        assert!(done[1] * 3 > done[0] * 2, "{shards} shards: {done:?}");
+    }
+}
+
 #[test]
 fn where_all_is_pinned_others_are_refused_at_their_deadline_and_served_when_it_ends() {
     let mut plan = Plan::new(2, 6).clients(1, 3, 5 * MS, THINK, S);

@@ -215,17 +215,14 @@ fn long_waits_are_told() {
 }
 
 #[test]
-fn pinned_connections_decline_a_recall() {
+fn a_connection_that_its_client_keeps_pays_a_recall_when_the_client_leaves() {
     let (mut share, route, _permits) = share_with(1, at(0));
     share.pin(route, true);
     share.handle_quietly(recall(Destination::Close));
-    let declined = share.take_requests();
-    assert!(
-        matches!(declined[..], [Request::Void { to: Destination::Close, pinned: 1, .. }]),
-        "{declined:?}"
-    );
+    assert!(share.take_requests().is_empty(), "it is neither paid nor declined");
+    share.waits(route, at(MS));
     share.pin(route, false);
-    assert_eq!(share.rest(route, at(MS)), Rest::Idle);
+    assert_eq!(share.rest(route, at(2 * MS)), Rest::Close, "ahead of its own shard's next client");
 }
 
 #[test]

@@ -116,8 +116,13 @@ impl Crowd {
     pub fn live(&self, time: Duration, requests: u64) {
         std::thread::sleep(time);
         eventually(&format!("{requests} requests are answered"), time.max(10 * MINUTE), || {
-            self.asked.load(Ordering::Relaxed) >= requests
+            self.asked() >= requests
         });
+    }
+
+    /// Requests answered so far.
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
     }
 
     /// A separate user asking 20 times a second.

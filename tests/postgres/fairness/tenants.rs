@@ -7,7 +7,9 @@ use super::demand::{Demand, Outcome};
 use super::watch::Watch;
 use super::{MS, pick, seconds};
 use crate::cluster::Cluster;
+use crate::crowd::{Crowd, Habit};
 use crate::pooler::{Plan, Target};
+use crate::process::eventually;
 use crate::wire::Client;
 
 const FIVE_MS: &str = "select pg_sleep(0.005)";
@@ -73,6 +75,30 @@ fn s46_light_tenants_beside_a_heavy_one() {
     );
     assert!(least as f64 >= pick(0.6, 0.8) * part as f64, "{each:?}, and {part} is a part");
     assert!(most <= 5 * mean, "{means:?}");
+    pooler.finish();
+}
+
+/// In session mode a connection goes from the client that leaves to one that waits: a newcomer has its part all the same.
+#[test]
+fn a_newcomer_gets_its_part_of_pooled_sessions() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let (first, second) = (cluster.user("other"), cluster.user("good"));
+    let pooler = Plan::new(cluster).mode("session").shards(2).max_connections(4).start();
+    let habit = Habit::LIGHT.reconnecting_after(3);
+    let first = Crowd::start(20, &pooler.address, &first, habit);
+    eventually("all connections are in use", Duration::from_secs(10), || first.asked() > 200);
+    let second = Crowd::start(8, &pooler.address, &second, habit);
+    eventually("the newcomer is served", Duration::from_secs(10), || second.asked() > 20);
+    let before = [first.asked(), second.asked()];
+    sleep(seconds(2.0, 20.0));
+    let [one, two] = [first.asked() - before[0], second.asked() - before[1]];
+    eprintln!("sessions: {one} requests and {two} of the newcomer");
+    first.finish().assert_faultless();
+    second.finish().assert_faultless();
+    assert!(two * 2 > one, "{one} requests, and {two} of the newcomer");
     pooler.finish();
 }
 
