@@ -59,16 +59,26 @@ impl Ledger {
         (i64::from(self.policy.limit) - self.overloads.len() as i64).max(1)
     }
 
-    /// What a route can always have: less than was set while the server has no room for all.
+    /// What a route can always have.
     fn floor(&self, account: &Account) -> u32 {
+        self.in_proportion(account.terms.floor)
+    }
+
+    /// What is kept for administrators.
+    fn reserve(&self) -> i64 {
+        i64::from(self.in_proportion(self.policy.reserve))
+    }
+
+    /// Less than was set while the server has no room for all.
+    fn in_proportion(&self, permits: u32) -> u32 {
         let (limit, all) = (self.limit() as u64, u64::from(self.policy.limit.max(1)));
-        (u64::from(account.terms.floor) * limit / all) as u32
+        (u64::from(permits) * limit / all) as u32
     }
 
     /// Permits that could be granted to a route now; below zero after a reload.
     fn free(&self, administrator: bool) -> i64 {
         let all = self.limit() - i64::from(self.held);
-        let users = self.limit() - i64::from(self.policy.reserve) - i64::from(self.held_by_users);
+        let users = self.limit() - self.reserve() - i64::from(self.held_by_users);
         if administrator { all } else { all.min(users) }
     }
 
@@ -85,7 +95,7 @@ impl Ledger {
         let users = self.accounts.iter().flatten().filter(|account| !account.terms.administrator);
         let gain: i64 =
             users.map(|account| i64::from(account.sums.closes) - i64::from(account.planned)).sum();
-        self.limit() - i64::from(self.policy.reserve) - i64::from(self.held_by_users) + gain
+        self.limit() - self.reserve() - i64::from(self.held_by_users) + gain
     }
 
     /// What is above a limit is recalled: the endpoint's, the users', a route's.

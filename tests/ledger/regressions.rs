@@ -364,6 +364,21 @@ fn a_server_without_room_is_offered_one_less_for_ten_seconds() {
     assert_eq!(desk.ledger.overview().overloaded, 0);
 }
 
+/// What was kept for administrators stayed the same while the server had room for less and less, and nobody else was let in.
+#[test]
+fn a_server_without_room_has_less_for_administrators_too() {
+    let mut desk = Desk::new(Policy { reserve: 2, ..Policy::even(4) });
+    desk.want(0, 2, 0);
+    assert_eq!(desk.decide().0.len(), 2);
+    for _ in 0..2 {
+        desk.fail(0, Failure::Overloaded("too many clients already".into()));
+    }
+    desk.pass(S);
+    desk.want(0, 1, 2);
+    assert_eq!(desk.ledger.overview().overloaded, 2);
+    assert_eq!(desk.decide().0.len(), 1, "half of two are kept, and one is for users");
+}
+
 #[test]
 fn a_refused_login_keeps_only_its_own_route_waiting() {
     let mut desk = Desk::new(Policy::even(4));
