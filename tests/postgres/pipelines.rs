@@ -42,6 +42,45 @@ fn s04_pipelines_with_errors_answer_as_postgresql() {
     }
 }
 
+/// PostgreSQL 18 calls itself idle after a Query within a batch and a Sync, and fails the next command with XX000. That is not
+/// for somebody else to hear.
+#[test]
+fn s04_what_a_query_within_a_batch_leaves_is_nobody_elses() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    for cluster in Cluster::of_each_release() {
+        for mode in ["transaction", "statement", "session"] {
+            let user = cluster.user("user");
+            let pooler = Plan::new(cluster).mode(mode).max_connections(1).start();
+            for leaves in [false, true] {
+                let mut client = pooler.client(&user);
+                let begun = Frames::new().unnamed("select 1", &[]);
+                // In statement mode PostgreSQL 18 has begun a transaction, which is refused.
+                client.send(&begun.query("select 2").sync().0).expect("open");
+                match client.collect().and_then(|first| Ok((first, client.collect()?))) {
+                    Ok((first, second)) => {
+                        assert_eq!(first.sequence, "12TDCTDCZ", "{mode}");
+                        assert_eq!((second.sequence.as_str(), second.status), ("Z", b'I'), "{mode}");
+                    }
+                    Err(fault) => assert_eq!((mode, fault.code()), ("statement", "0A000"), "{fault}"),
+                }
+                // In session mode the server is its own, with what it made of it.
+                if leaves || mode == "session" {
+                    client.terminate_and_wait();
+                }
+                let mut next = pooler.client(&user);
+                for statement in ["begin; select 3; commit", "select 4"] {
+                    let reply = next.query(statement).expect("a server");
+                    assert_eq!(reply.code(), "", "{mode}: {:?}", reply.errors);
+                }
+                next.terminate_and_wait();
+            }
+            pooler.finish();
+        }
+    }
+}
+
 /// 1 to 30 groups, most of them odd. Ends outside any transaction, with a row that says so: how many ReadyForQuery come
 /// before depends on which queries are skipped after an error.
 fn pipeline(random: &mut Random) -> Frames {
