@@ -15,6 +15,7 @@ mod process;
 mod proxy;
 mod random;
 mod scale;
+mod streams;
 mod wire;
 
 mod asynchronous;
@@ -23,6 +24,7 @@ mod console;
 mod copy;
 mod crosstalk;
 mod fairness;
+mod faithful;
 mod faults;
 mod hostile;
 mod isolation;
