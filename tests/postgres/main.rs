@@ -22,6 +22,7 @@ mod asynchronous;
 mod cancel;
 mod console;
 mod copy;
+mod copy_matrix;
 mod crosstalk;
 mod fairness;
 mod faithful;
