@@ -41,3 +41,4 @@ mod protocol;
 mod reload;
 mod replication;
 mod settings;
+mod statements;
