@@ -6,6 +6,7 @@ use crate::cluster::Cluster;
 use crate::crowd::{Crowd, Habit};
 use crate::pooler::{Plan, Target, login};
 use crate::random::Random;
+use crate::scale::pick;
 use crate::wire::{Client, Frames};
 
 #[test]
@@ -21,13 +22,13 @@ fn s04_pipelines_with_errors_answer_as_postgresql() {
         let pooler = Plan::new(cluster).mode(mode).shards(shards).max_connections(6).start();
         let crowd = Crowd::start(2, &pooler.address, &other, Habit::LIGHT);
         std::thread::scope(|scope| {
-            for number in 0..3 {
+            for number in 0..pick(3, 50) {
                 let (pooler, user) = (&pooler, &user);
                 scope.spawn(move || {
                     let mut random = Random::new(400 + number);
                     let mut direct = Client::connect(&cluster.address(), &login(user)).expect("PostgreSQL");
                     let mut through = pooler.client(user);
-                    for _ in 0..150 {
+                    for _ in 0..pick(150, 400) {
                         let frames = pipeline(&mut random);
                         let expected = answer(&mut direct, &frames);
                         let got = answer(&mut through, &frames);
@@ -38,6 +39,7 @@ fn s04_pipelines_with_errors_answer_as_postgresql() {
             }
         });
         crowd.finish().assert_faultless();
+        cluster.assert_quiet(&user, if Target::is_direct() { usize::MAX } else { 6 });
         pooler.finish();
     }
 }
@@ -81,11 +83,11 @@ fn s04_what_a_query_within_a_batch_leaves_is_nobody_elses() {
     }
 }
 
-/// 1 to 30 groups, most of them odd. Ends outside any transaction, with a row that says so: how many ReadyForQuery come
+/// 1 to 30 (or 50) groups, most of them odd. Ends outside any transaction, with a row that says so: how many ReadyForQuery come
 /// before depends on which queries are skipped after an error.
 fn pipeline(random: &mut Random) -> Frames {
     let mut frames = Frames::new();
-    for _ in 0..random.between(1, 30) {
+    for _ in 0..random.between(1, pick(30, 50)) {
         let value = random.below(1000).to_string();
         let select =
             |frames: Frames| frames.unnamed("select $1::text, i from generate_series(1, 3) i", &[&value]);
