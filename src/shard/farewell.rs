@@ -97,7 +97,7 @@ impl Shard {
         let (id, session) = (server.id, server.last_session);
         match message {
             tag::READY_FOR_QUERY => match body.first().and_then(|&byte| Status::from_byte(byte)) {
-                Some(status) => server.status = status,
+                Some(status) => server.became(status),
                 None => self.close_broken(key, "a transaction status that does not exist"),
             },
             tag::NOTICE_RESPONSE => {
@@ -117,7 +117,10 @@ impl Shard {
                 }
             }
             tag::PARAMETER_STATUS => self.reported(key, body),
-            tag::COMMAND_COMPLETE => server.was_reset |= resets(body),
+            tag::COMMAND_COMPLETE => {
+                server.completed = true;
+                server.was_reset |= resets(body);
+            }
             _ => self.close_broken(key, &Nonsense { tag: message }.to_string()),
         }
     }

@@ -44,6 +44,8 @@ pub struct Server {
     pub(super) framer: Framer,
     /// Of the last ReadyForQuery.
     pub(super) status: Status,
+    /// A command was completed since then.
+    pub(super) completed: bool,
     pub(super) unsent: usize,
     pub(super) receiving: bool,
     /// The body of a message that we read ourselves, as far as it has come.
@@ -127,6 +129,7 @@ impl Server {
             statements: OnServer::default(),
             framer: Framer::default(),
             status: Status::Idle,
+            completed: false,
             unsent: 0,
             receiving: false,
             heard: Vec::new(),
@@ -168,6 +171,18 @@ impl Server {
             && self.unsent == 0
             && self.framer.at_boundary()
             && self.cancelling.is_none()
+    }
+
+    /// A ReadyForQuery says so. Only a command ends a transaction: PostgreSQL 18 says after a Query within a batch, and the
+    /// Sync behind it, that none is open, and fails the next command, whosever that is.
+    #[inline]
+    pub(super) fn became(&mut self, status: Status) {
+        let ended = self.status == Status::Transaction && status == Status::Idle;
+        if ended && !self.completed {
+            self.doomed = self.doomed.or(Some("its transaction ended without a command"));
+        }
+        self.status = status;
+        self.completed = false;
     }
 
     /// Its client has got part of a message.
@@ -548,7 +563,7 @@ fn read_answer(
         match segment.tag {
             tag::READY_FOR_QUERY if segment.ends => {
                 match bytes.get(segment.range.end - 1).and_then(|&byte| Status::from_byte(byte)) {
-                    Some(status) => server.status = status,
+                    Some(status) => server.became(status),
                     None => {
                         return answer.broken(server, at, "a transaction status that does not exist".into());
                     }
@@ -565,6 +580,7 @@ fn read_answer(
             }
             tag::PARAMETER_STATUS => answer.reports.extend(server.hear(&segment, bytes)),
             tag::COMMAND_COMPLETE => {
+                server.completed = true;
                 if segment.begins {
                     let names = names.as_deref_mut();
                     server.statements.completed(segment.body_part(bytes), segment.body as usize, names);

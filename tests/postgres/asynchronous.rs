@@ -404,6 +404,83 @@ fn servers_that_fail_logins_are_reported() {
     }
 }
 
+/// A server may say anything at any time: in the middle of rows, of a COPY, between the messages of a batch. It all comes
+/// where it was said, and what it says of parameters holds.
+#[test]
+fn asynchronous_words_come_where_they_were_said() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    let words = || {
+        Frames::new()
+            .frame(b'S', &[b"TimeZone\0PRC\0"])
+            .frame(b'N', &[b"SNOTICE\0VNOTICE\0C00000\0Msaid\0Danything\0Hat all\0Xsome field\0\0"])
+            .frame(b'A', &[&[0, 0, 0, 7], b"news\0of today\0"])
+            .0
+    };
+    // What a server says to `rows` and to `copy`, with the words between any two messages.
+    let row = |value: &str| Frames::new().frame(b'D', &[&[0, 1, 0, 0, 0, 1], value.as_bytes()]).0;
+    let echoed = echo("x");
+    let column = echoed[..1 + u32::from_be_bytes(echoed[1..5].try_into().expect("four")) as usize].to_vec();
+    let scripts: Vec<(&str, Vec<Vec<u8>>)> = vec![
+        ("rows", vec![column, row("1"), row("2"), complete("SELECT 2"), ready(b'I')]),
+        (
+            "copy",
+            vec![
+                Frames::new().frame(b'H', &[&[0, 0, 1, 0, 0]]).0,
+                Frames::new().copy_data(b"1\n").0,
+                Frames::new().copy_data(b"2\n").0,
+                Frames::new().copy_done().0,
+                complete("COPY 2"),
+                ready(b'I'),
+            ],
+        ),
+        ("nothing", vec![Frames::new().frame(b'I', &[]).0, ready(b'I')]),
+        ("error", vec![fake_server::error("ERROR", "22012", "division by zero"), ready(b'I')]),
+    ];
+    let answers: Vec<(String, Vec<u8>)> = scripts
+        .iter()
+        .map(|(name, parts)| ((*name).to_owned(), [words(), parts.join(&words()[..])].concat()))
+        .collect();
+    for (mode, dribbles) in [("transaction", false), ("transaction", true), ("session", false)] {
+        for (name, expected) in &answers {
+            let got = answer_of_fake(mode, dribbles, name, expected);
+            assert!(got == *expected, "{mode}, {name}: {:?} instead of {:?}", shown(&got), shown(expected));
+        }
+    }
+}
+
+/// What a client hears that asks for `name`, to which the server says `answer`: at once or byte by byte.
+fn answer_of_fake(mode: &'static str, dribbles: bool, name: &str, answer: &[u8]) -> Vec<u8> {
+    let said = answer.to_vec();
+    let fake = FakeServer::start(move |mut connection| {
+        if connection.log_in() && connection.read_frame().is_some() {
+            let _ = if dribbles { connection.dribble(&said) } else { connection.send(&said) };
+            connection.serve();
+        }
+    });
+    let pooler = Plan::to_port(fake.port()).mode(mode).max_connections(1).start();
+    let mut client = pooler.client("user");
+    client.send(&Frames::new().query(name).0).expect("open");
+    let mut got = Vec::new();
+    loop {
+        let message = client.read().expect("an answer");
+        got.extend(Frames::new().frame(message.tag, &[&message.body]).0);
+        if message.tag == b'Z' {
+            break;
+        }
+    }
+    assert_eq!(client.parameter("TimeZone"), Some("PRC"));
+    client.assert_silent(Duration::from_millis(20));
+    drop(client);
+    pooler.finish();
+    got
+}
+
+fn shown(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).replace('\0', "~")
+}
+
 /// A server that refuses politely: its own words reach the client.
 #[test]
 fn a_refusing_server_is_quoted() {

@@ -14,6 +14,7 @@ use crate::cluster::Cluster;
 use crate::crowd::expect;
 use crate::pooler::{Plan, Target};
 use crate::random::{Random, seed};
+use crate::scale::seconds;
 use crate::wire::{Address, Client, Fault, Frames, Reply, cancel};
 
 /// What was done, and how often.
@@ -24,8 +25,7 @@ fn s27_no_cross_talk() {
     if !Target::is_pgpinion() {
         return;
     }
-    let long = std::env::var_os("PGPINION_TEST_LONG").is_some();
-    let time = Duration::from_secs(if long { 600 } else { 20 });
+    let time = seconds(20.0, 600.0);
     let cluster = Cluster::shared();
     let user = cluster.user("user");
     cluster.sql("create table if not exists crosstalk (owner text, number int)");

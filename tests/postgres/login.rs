@@ -65,6 +65,60 @@ fn roles_that_do_not_exist_are_refused_by_postgresql() {
     pooler.finish();
 }
 
+/// All fields of an error during authentication are PostgreSQL's, and so is what it makes of a connection that it refuses.
+#[test]
+fn refusals_of_postgresql_have_all_their_fields() {
+    if is_pgbouncer() {
+        return;
+    }
+    for cluster in Cluster::of_each_release() {
+        let user = cluster.user("user");
+        let (closed, barred, busy) =
+            (format!("closed_{user}"), format!("barred_{user}"), format!("busy_{user}"));
+        cluster.sql(&format!("create database {closed} allow_connections false"));
+        cluster.sql(&format!("create database {barred}"));
+        cluster.sql(&format!("revoke connect on database {barred} from public"));
+        cluster.sql(&format!("create role {barred}; create role {busy} login connection limit 0"));
+        let pooler = Plan::new(cluster).set("query_wait_timeout", 2).start();
+        let refusal = |address: &Address, user: &str, database: &str| {
+            let mut client = Client::dial(address).expect("it accepts");
+            client.send(&crate::wire::startup(&[("user", user), ("database", database)])).expect("open");
+            let message = loop {
+                match client.read() {
+                    // PostgreSQL lets some in before it looks at their database, and we before we do.
+                    Ok(message) if message.tag != b'E' => {}
+                    Ok(message) => break message,
+                    Err(fault) => panic!("{user}, {database}: {fault}"),
+                }
+            };
+            String::from_utf8_lossy(&message.body).replace('\0', "~")
+        };
+        for (user, database) in [
+            ("no_such_role", "app"),
+            (user.as_str(), "no_such_database"),
+            (&user, &closed),
+            (&user, &barred),
+            (&barred, "app"),
+        ] {
+            let expected = refusal(&cluster.address(), user, database);
+            assert!(expected.contains("FATAL"), "{expected}");
+            // The second time it is remembered.
+            for _ in 0..2 {
+                assert_eq!(refusal(&pooler.address, user, database), expected, "{user}, {database}");
+            }
+        }
+        // What may pass is waited for, and is then the reason.
+        let told = refusal(&pooler.address, &busy, "app");
+        let reason = format!("too many connections for role \"{busy}\"");
+        assert!(refusal(&cluster.address(), &busy, "app").contains(&reason));
+        let code = if Target::is_direct() { "C53300~" } else { "C08006~" };
+        assert!(told.contains(code) && told.contains(&reason), "{told}");
+        cluster.sql(&format!("drop database {closed}"));
+        cluster.sql(&format!("drop database {barred}"));
+        pooler.finish();
+    }
+}
+
 /// The pooler's own passwords: trust, cleartext, md5 and SCRAM, right and wrong.
 #[test]
 fn passwords_towards_postgresql() {

@@ -6,6 +6,7 @@ use crate::cluster::Cluster;
 use crate::crowd::{Crowd, Habit};
 use crate::pooler::{Plan, Target, login};
 use crate::random::Random;
+use crate::scale::pick;
 use crate::wire::{Client, Frames};
 
 #[test]
@@ -21,13 +22,13 @@ fn s04_pipelines_with_errors_answer_as_postgresql() {
         let pooler = Plan::new(cluster).mode(mode).shards(shards).max_connections(6).start();
         let crowd = Crowd::start(2, &pooler.address, &other, Habit::LIGHT);
         std::thread::scope(|scope| {
-            for number in 0..3 {
+            for number in 0..pick(3, 50) {
                 let (pooler, user) = (&pooler, &user);
                 scope.spawn(move || {
                     let mut random = Random::new(400 + number);
                     let mut direct = Client::connect(&cluster.address(), &login(user)).expect("PostgreSQL");
                     let mut through = pooler.client(user);
-                    for _ in 0..150 {
+                    for _ in 0..pick(150, 400) {
                         let frames = pipeline(&mut random);
                         let expected = answer(&mut direct, &frames);
                         let got = answer(&mut through, &frames);
@@ -38,15 +39,55 @@ fn s04_pipelines_with_errors_answer_as_postgresql() {
             }
         });
         crowd.finish().assert_faultless();
+        cluster.assert_quiet(&user, if Target::is_direct() { usize::MAX } else { 6 });
         pooler.finish();
     }
 }
 
-/// 1 to 30 groups, most of them odd. Ends outside any transaction, with a row that says so: how many ReadyForQuery come
+/// PostgreSQL 18 calls itself idle after a Query within a batch and a Sync, and fails the next command with XX000. That is not
+/// for somebody else to hear.
+#[test]
+fn s04_what_a_query_within_a_batch_leaves_is_nobody_elses() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    for cluster in Cluster::of_each_release() {
+        for mode in ["transaction", "statement", "session"] {
+            let user = cluster.user("user");
+            let pooler = Plan::new(cluster).mode(mode).max_connections(1).start();
+            for leaves in [false, true] {
+                let mut client = pooler.client(&user);
+                let begun = Frames::new().unnamed("select 1", &[]);
+                // In statement mode PostgreSQL 18 has begun a transaction, which is refused.
+                client.send(&begun.query("select 2").sync().0).expect("open");
+                match client.collect().and_then(|first| Ok((first, client.collect()?))) {
+                    Ok((first, second)) => {
+                        assert_eq!(first.sequence, "12TDCTDCZ", "{mode}");
+                        assert_eq!((second.sequence.as_str(), second.status), ("Z", b'I'), "{mode}");
+                    }
+                    Err(fault) => assert_eq!((mode, fault.code()), ("statement", "0A000"), "{fault}"),
+                }
+                // In session mode the server is its own, with what it made of it.
+                if leaves || mode == "session" {
+                    client.terminate_and_wait();
+                }
+                let mut next = pooler.client(&user);
+                for statement in ["begin; select 3; commit", "select 4"] {
+                    let reply = next.query(statement).expect("a server");
+                    assert_eq!(reply.code(), "", "{mode}: {:?}", reply.errors);
+                }
+                next.terminate_and_wait();
+            }
+            pooler.finish();
+        }
+    }
+}
+
+/// 1 to 30 (or 50) groups, most of them odd. Ends outside any transaction, with a row that says so: how many ReadyForQuery come
 /// before depends on which queries are skipped after an error.
 fn pipeline(random: &mut Random) -> Frames {
     let mut frames = Frames::new();
-    for _ in 0..random.between(1, 30) {
+    for _ in 0..random.between(1, pick(30, 50)) {
         let value = random.below(1000).to_string();
         let select =
             |frames: Frames| frames.unnamed("select $1::text, i from generate_series(1, 3) i", &[&value]);

@@ -339,6 +339,13 @@ impl Pooler {
         self.process.as_ref().map_or_else(Vec::new, |process| process.lock().expect("lock").sleeps())
     }
 
+    /// TCP connections to the server, those included that ask for something to be cancelled.
+    pub fn upstream_connections(&self) -> usize {
+        let count =
+            |process: &Mutex<Process>| process.lock().expect("lock").connections_to(self.upstream_port);
+        self.process.as_ref().map_or(0, count)
+    }
+
     pub fn signal(&self, signal: Signal) {
         self.process.as_ref().expect("a pooler").lock().expect("lock").signal(signal);
     }

@@ -25,9 +25,13 @@ fn s11_scripts_answer_as_postgresql_to_the_byte() {
 
 fn scripts_answer_as_postgresql(cluster: &Cluster) {
     let user = cluster.user("user");
-    for (mode, connections, statements) in
-        [("transaction", 1, 200), ("transaction", 3, 2), ("session", 1, 200)]
-    {
+    for (mode, connections, statements) in [
+        ("transaction", 1, 200),
+        ("transaction", 3, 2),
+        ("session", 1, 200),
+        ("statement", 1, 200),
+        ("statement", 3, 2),
+    ] {
         let pooler = Plan::new(cluster)
             .mode(mode)
             .max_connections(connections)
@@ -36,7 +40,8 @@ fn scripts_answer_as_postgresql(cluster: &Cluster) {
         for (name, script) in scripts() {
             let mut direct = Client::connect(&cluster.address(), &login(&user)).expect("PostgreSQL");
             let mut through = pooler.client(&user);
-            for (step, frames) in script.iter().enumerate() {
+            let fits = |frames: &&Frames| mode != "statement" || !begins_transaction(frames);
+            for (step, frames) in script.iter().filter(fits).enumerate() {
                 let frames = frames.clone().query(LAST_QUERY);
                 let (expected, got) = (answer(&mut direct, &frames), answer(&mut through, &frames));
                 assert!(
@@ -49,6 +54,11 @@ fn scripts_answer_as_postgresql(cluster: &Cluster) {
         }
         pooler.finish();
     }
+}
+
+/// A transaction over several requests, which statement mode refuses.
+fn begins_transaction(frames: &Frames) -> bool {
+    frames.0.windows(5).any(|word| word == b"begin")
 }
 
 /// Scripts, each of steps that are awaited. A step ends outside any transaction.
@@ -328,8 +338,15 @@ fn s11_random_pipelines_answer_as_postgresql_to_the_byte() {
     }
     let cluster = Cluster::shared();
     let user = cluster.user("user");
-    for (connections, shards, statements) in [(1, 1, 200), (3, 2, 3), (4, 1, 5)] {
+    for (mode, connections, shards, statements) in [
+        ("transaction", 1, 1, 200),
+        ("transaction", 3, 2, 3),
+        ("transaction", 4, 1, 5),
+        ("statement", 1, 1, 200),
+        ("statement", 3, 2, 3),
+    ] {
         let pooler = Plan::new(cluster)
+            .mode(mode)
             .shards(shards)
             .max_connections(connections)
             .set("max_prepared_statements", statements)
@@ -337,7 +354,7 @@ fn s11_random_pipelines_answer_as_postgresql_to_the_byte() {
         std::thread::scope(|scope| {
             for number in 0..4 {
                 let (pooler, user) = (&pooler, &user);
-                scope.spawn(move || compare(cluster, pooler, user, 1100 + number));
+                scope.spawn(move || compare(cluster, pooler, mode, user, 1100 + number));
             }
         });
         let most = cluster.value("select count(*) from pg_prepared_statements");
@@ -346,12 +363,16 @@ fn s11_random_pipelines_answer_as_postgresql_to_the_byte() {
     }
 }
 
-fn compare(cluster: &Cluster, pooler: &Pooler, user: &str, seed: u64) {
+fn compare(cluster: &Cluster, pooler: &Pooler, mode: &str, user: &str, seed: u64) {
     let mut random = Random::new(seed);
+    let (texts, queries) = match mode {
+        "statement" => (&TEXTS[..TEXTS.len() - 3], &QUERIES[..QUERIES.len() - 2]),
+        _ => (TEXTS, QUERIES),
+    };
     let mut direct = Client::connect(&cluster.address(), &login(user)).expect("PostgreSQL");
     let mut through = pooler.client(user);
     for _ in 0..250 {
-        let frames = pipeline(&mut random);
+        let frames = pipeline(&mut random, texts, queries);
         let expected = answer(&mut direct, &frames);
         let got = answer_in_pieces(&mut through, &frames, &mut random);
         assert!(are_equal(&expected, &got), "{}", difference(&frames, &expected, &got));
@@ -365,12 +386,12 @@ fn compare(cluster: &Cluster, pooler: &Pooler, user: &str, seed: u64) {
 }
 
 /// Statements of few names and texts, used and misused.
-fn pipeline(random: &mut Random) -> Frames {
+fn pipeline(random: &mut Random, texts: &[&str], queries: &[&str]) -> Frames {
     let mut frames = Frames::new();
     for _ in 0..random.between(1, 25) {
         let name: &str = random.pick::<&str>(NAMES);
         frames = match random.below(16) {
-            0..=3 => frames.parse(name, random.pick::<&str>(TEXTS)),
+            0..=3 => frames.parse(name, random.pick::<&str>(texts)),
             4..=7 => {
                 let parameters = &["1", "2"][..random.below(3).min(random.below(2)) as usize];
                 frames.bind("", name, parameters).describe(b'P', "").execute("", 0)
@@ -378,8 +399,8 @@ fn pipeline(random: &mut Random) -> Frames {
             8 => frames.describe(b'S', name),
             9 => frames.close(b'S', name),
             10 => frames.flush(),
-            11 => frames.query(random.pick::<&str>(QUERIES)),
-            12 => frames.unnamed(random.pick::<&str>(TEXTS), &[]),
+            11 => frames.query(random.pick::<&str>(queries)),
+            12 => frames.unnamed(random.pick::<&str>(texts), &[]),
             _ => frames.sync(),
         };
     }
@@ -395,13 +416,14 @@ const TEXTS: &[&str] = &[
     "select 1/0",
     "selec",
     "select * from nowhere",
+    "",
+    "select repeat('x', 9000)",
+    // Not in statement mode.
     "begin",
     "commit",
     "rollback",
-    "",
-    "select repeat('x', 9000)",
 ];
-const QUERIES: &[&str] = &["begin", "commit", "select 1/0", "select 7", "", "select 1; select 1/0"];
+const QUERIES: &[&str] = &["select 1/0", "select 7", "", "select 1; select 1/0", "begin", "commit"];
 
 /// Sends a request in two pieces and waits for a moment between them, so that it is cut anywhere.
 fn answer_in_pieces(client: &mut Client, frames: &Frames, random: &mut Random) -> Vec<Vec<u8>> {
@@ -427,9 +449,6 @@ fn read_answer(client: &mut Client, frames: &Frames) -> Vec<Vec<u8>> {
         let message = client.read().unwrap_or_else(|fault| {
             panic!("{fault} after {} messages for {:?}", seen.len(), shown(&frames.0))
         });
-        if message.tag == b'S' {
-            continue;
-        }
         ends |= message.tag == b'D' && message.body.ends_with(LAST_VALUE.as_bytes());
         seen.push([&[message.tag], &message.body[..]].concat());
         if ends && message.tag == b'Z' {

@@ -191,6 +191,17 @@ impl Process {
             .collect()
     }
 
+    /// Established TCP connections of its own to this port.
+    pub fn connections_to(&self, port: u16) -> usize {
+        let sockets = tcp_sockets();
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("a live process");
+        let targets = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+        let ours = |socket: &&TcpSocket| socket.peer_port == port && socket.state == "01";
+        let open: std::collections::HashSet<&str> =
+            sockets.iter().filter(ours).map(|socket| socket.name.as_str()).collect();
+        targets.filter(|target| open.contains(&*target.to_string_lossy())).count()
+    }
+
     fn proc(&self, name: &str) -> String {
         fs::read_to_string(format!("/proc/{}/{name}", self.pid())).expect("a live process")
     }
