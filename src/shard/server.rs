@@ -517,7 +517,7 @@ fn read_answer(
             if segment.body as usize > UNDERSTOOD_BYTES_MAX {
                 server.edit = None;
             }
-            if segment.carried > 0 && server.edit.is_none() {
+            if segment.carried > 0 && server.edit.is_none() && !server.collects {
                 answer.kept = kept;
             }
         }
