@@ -194,3 +194,26 @@ fn a_description_of_ours_whose_header_is_cut_is_not_shown() {
         assert_eq!(told, expected, "cut at {cut}");
     }
 }
+
+/// Found by fuzzing: what was pipelined behind the BEGIN went on in its transaction, and where a named statement was among it
+/// the client missed a ReadyForQuery.
+#[test]
+fn a_transaction_in_statement_pooling_ends_the_session_whatever_follows() {
+    let (mut shard, (client, _), (server, _)) = linked_on(shard_with(PoolMode::Statement));
+    shard.received(client, &[message(b'P', b"\0select 1\0\0\0"), message(b'S', b"")].concat());
+    shard.sent(server, 1000);
+    effects(&mut shard);
+    let begun = [message(b'C', b"BEGIN\0"), message(b'Z', b"T")].concat();
+    shard.received(server, &[begun, message(b'1', b"")].concat());
+    let told: Vec<_> = effects(&mut shard)
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { socket, piece } if socket.slot == 0 => Some(piece),
+            Effect::Close { socket, .. } if socket.slot == 0 => None,
+            _ => None,
+        })
+        .collect();
+    let [Piece::Received(passed), Piece::Own(error)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(*passed, 0..11, "the answer, and no ReadyForQuery");
+    assert!(error.starts_with(b"E") && String::from_utf8_lossy(error).contains("statement pooling"));
+}
