@@ -5,6 +5,7 @@ use super::server::State as ServerState;
 use super::{Client, ClientKey, Effect, Party, Server, ServerKey, Shard};
 use crate::ids::Owner;
 use crate::ledger::Failure;
+use crate::session::Until;
 use crate::slab::Key;
 use hashbrown::HashSet;
 
@@ -87,8 +88,11 @@ impl Shard {
 
     fn is_stray_client(&self, key: ClientKey, client: &Client, queued: &HashSet<ClientKey>) -> bool {
         match client.state {
-            // A link that could be given back carries nothing.
-            ClientState::Linked(server) => !self.is_linked(key, server) || self.gives_back(server, key),
+            // A link that could be given back carries nothing, unless a message is being collected for it.
+            ClientState::Linked(server) => {
+                let collects = matches!(client.until, Some(Until::Bytes(_)));
+                !self.is_linked(key, server) || (!collects && self.gives_back(server, key))
+            }
             ClientState::Checking(server) => !self.is_linked(key, server),
             ClientState::Waiting | ClientState::AwaitParameters => !queued.contains(&key),
             ClientState::Startup { .. }
@@ -127,6 +131,8 @@ const REASON: &str = "internal error";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::LeakPolicy;
+    use crate::limits::COLLECTED_BYTES_MAX;
     use crate::shard::DialError;
     use crate::shard::script::*;
     use crate::time::Instant;
@@ -240,5 +246,24 @@ mod tests {
             shard.closed(owner);
         }
         assert!(shard.is_empty());
+    }
+
+    /// Found by fuzzing: nothing of it has gone to the server yet, and its client was closed for the panic of another.
+    #[test]
+    fn a_client_whose_long_query_is_being_collected_is_no_stray() {
+        let (mut shard, (client, key), (server, server_key)) = linked();
+        shard.sent(server, 1000);
+        shard.received(server, &[message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat());
+        let route = shard.clients.get(key).unwrap().route.unwrap();
+        shard.routes.get_mut(route).unwrap().leak_policy = LeakPolicy::Reset;
+        let query = message(b'Q', &[&vec![b'x'; COLLECTED_BYTES_MAX], &b"\0"[..]].concat());
+        shard.received(client, &query[..5]);
+        assert_eq!(shard.census().idle, 0, "it has the server");
+        let (other, _) = self::client(&mut shard, 1);
+        effects(&mut shard);
+        shard.condemn(other);
+        assert_eq!(closed(&mut shard), [1]);
+        shard.received(client, &query[5..]);
+        assert!(shard.is_linked(key, server_key) && !shard.servers.get(server_key).unwrap().owed.is_empty());
     }
 }

@@ -306,11 +306,17 @@ impl Shard {
             let names = self.clients.get_mut(client).and_then(|client| client.names.as_deref_mut());
             let answer = read_answer(server, names, bytes, &mut at, statement_mode);
             let settled = server.owed.is_settled();
+            let forbidden = statement_mode && answer.ready && server.status != Status::Idle;
             let learned = server.statements.take_learned();
             let moves_on = answer.ready || learned || server.owed.copies_in() || server.owed.awaits_sync();
             self.stats.transactions += u64::from(answer.ready && server.status == Status::Idle);
             if !self.pass_answer(key, client, answer) {
                 return;
+            }
+            if forbidden && !settled {
+                // What was sent behind it would go on in that transaction.
+                self.settled(key, client);
+                return self.unlinked_received(key, &bytes[at..]);
             }
             if settled {
                 if at < bytes.len() && self.gives_back(key, client) {
@@ -403,7 +409,7 @@ impl Shard {
         }
     }
 
-    /// Everything is answered, but the server is not at rest.
+    /// A request is answered, and everything up to it, but the server is not at rest.
     fn settled(&mut self, key: ServerKey, client: ClientKey) {
         let Some(server) = self.servers.get_mut(key) else { return };
         let mode = self.routes.get(server.route).map(|route| route.mode);
@@ -532,7 +538,7 @@ fn read_answer(
             if segment.body as usize > UNDERSTOOD_BYTES_MAX {
                 server.edit = None;
             }
-            if segment.carried > 0 && server.edit.is_none() {
+            if segment.carried > 0 && server.edit.is_none() && !server.collects {
                 answer.kept = kept;
             }
         }
@@ -573,6 +579,7 @@ fn read_answer(
                     // The client is told something else instead.
                     answer.range.end = segment.range.start;
                     answer.kept = if segment.carried > 0 { Kept::default() } else { answer.kept };
+                    return answer;
                 }
                 if server.owed.is_settled() {
                     return answer;

@@ -1,4 +1,4 @@
-//! Bugs that the simulator found, each as a script.
+//! Bugs that the simulator and the fuzz targets found, each as a script.
 
 use super::script::*;
 use super::*;
@@ -150,4 +150,70 @@ fn a_client_that_says_more_than_its_server_takes_is_stopped() {
     }
     let resumed = effects(&mut shard).iter().any(|effect| matches!(effect, Effect::Receive { on: true, .. }));
     assert!(resumed, "it is stopped for ever");
+}
+
+/// Found by fuzzing: what had come of its header was sent to the client, whose stream was broken from there on.
+#[test]
+fn a_description_of_ours_whose_header_is_cut_is_not_shown() {
+    let answer = [
+        message(b'3', b""),
+        message(b'1', b""),
+        message(b't', b"\0\0"),
+        message(b'n', b""),
+        message(b'C', b"BEGIN\0"),
+        message(b'Z', b"I"),
+    ]
+    .concat();
+    for cut in 0..answer.len() {
+        let mut shard = shard();
+        let (client, _) = client(&mut shard, 0);
+        let server = dials(&mut shard)[0];
+        let server = log_in(&mut shard, server);
+        effects(&mut shard);
+        let parse = message(b'P', b"a\0BEGIN\0\0\0");
+        let batch = [parse, message(b'E', &[0; 5]), message(b'S', b"")].concat();
+        shard.received(client, &batch);
+        let mut told = Vec::new();
+        for piece in [&answer[..cut], &answer[cut..]] {
+            shard.sent(server, 1000);
+            effects(&mut shard);
+            shard.received(server, piece);
+            for effect in effects(&mut shard) {
+                match effect {
+                    Effect::Send { socket, piece: Piece::Own(bytes) } if socket.slot == 0 => {
+                        told.extend(bytes)
+                    }
+                    Effect::Send { socket, piece: Piece::Received(range) } if socket.slot == 0 => {
+                        told.extend_from_slice(&piece[range]);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let expected = [message(b'1', b""), message(b'C', b"BEGIN\0"), message(b'Z', b"I")].concat();
+        assert_eq!(told, expected, "cut at {cut}");
+    }
+}
+
+/// Found by fuzzing: what was pipelined behind the BEGIN went on in its transaction, and where a named statement was among it
+/// the client missed a ReadyForQuery.
+#[test]
+fn a_transaction_in_statement_pooling_ends_the_session_whatever_follows() {
+    let (mut shard, (client, _), (server, _)) = linked_on(shard_with(PoolMode::Statement));
+    shard.received(client, &[message(b'P', b"\0select 1\0\0\0"), message(b'S', b"")].concat());
+    shard.sent(server, 1000);
+    effects(&mut shard);
+    let begun = [message(b'C', b"BEGIN\0"), message(b'Z', b"T")].concat();
+    shard.received(server, &[begun, message(b'1', b"")].concat());
+    let told: Vec<_> = effects(&mut shard)
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { socket, piece } if socket.slot == 0 => Some(piece),
+            Effect::Close { socket, .. } if socket.slot == 0 => None,
+            _ => None,
+        })
+        .collect();
+    let [Piece::Received(passed), Piece::Own(error)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(*passed, 0..11, "the answer, and no ReadyForQuery");
+    assert!(error.starts_with(b"E") && String::from_utf8_lossy(error).contains("statement pooling"));
 }
