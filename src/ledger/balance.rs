@@ -3,6 +3,7 @@
 use super::account::{Account, Holding, PATIENCE_MAX, PATIENCE_MIN};
 use super::letters::{Destination, Due, Order, Status};
 use super::owner::Ledger;
+use super::policy::Levels;
 use crate::ids::ShardId;
 use crate::time::Instant;
 use std::time::Duration;
@@ -55,12 +56,12 @@ impl Ledger {
     // ---- level 1: between routes ----
 
     /// Permits that may be used, the server's health considered.
-    fn limit(&self) -> i64 {
+    pub(super) fn limit(&self) -> i64 {
         (i64::from(self.policy.limit) - self.overloads.len() as i64).max(1)
     }
 
     /// What a route can always have: less than was set while the server has no room for all.
-    fn floor(&self, account: &Account) -> u32 {
+    pub(super) fn floor(&self, account: &Account) -> u32 {
         let (limit, all) = (self.limit() as u64, u64::from(self.policy.limit.max(1)));
         (u64::from(account.terms.floor) * limit / all) as u32
     }
@@ -488,12 +489,13 @@ impl Ledger {
         }
         let weights =
             self.open().filter(|(_, account)| account.is_active()).map(|(_, each)| each.terms.weight).sum();
+        let mut levels = None;
         for index in 0..self.shards.len() {
-            self.tell_shard(index, weights);
+            self.tell_shard(index, weights, &mut levels);
         }
     }
 
-    fn tell_shard(&mut self, index: usize, weights: u32) {
+    fn tell_shard(&mut self, index: usize, weights: u32, levels: &mut Option<Levels>) {
         let (tight, trouble) = (self.tight, self.governor.trouble().cloned());
         let id = ShardId(index as u16);
         let shard = &mut self.shards[index];
@@ -505,7 +507,7 @@ impl Ledger {
         }
         let concerned = shard.credit > 0 || shard.wanting > 0;
         let told = &shard.told;
-        let weights_differ = weights * 4 > told.weights * 5 || told.weights * 4 > weights * 5;
+        let weights_differ = weights * 4 > shard.told_weights * 5 || shard.told_weights * 4 > weights * 5;
         let differs = told.tight != tight || told.trouble != trouble || weights_differ;
         // One that has nothing to do with the endpoint is only told that what it knows is not true any more.
         let outdated = told.tight && !tight || told.trouble.is_some() && trouble.is_none();
@@ -513,7 +515,10 @@ impl Ledger {
             return;
         }
         let ends = told.tight && !tight;
-        shard.told = Status { tight, trouble, weights };
+        let levels = *levels.get_or_insert_with(|| self.levels());
+        let shard = &mut self.shards[index];
+        shard.told = Status { tight, trouble, levels };
+        shard.told_weights = weights;
         shard.told_unanswered = true;
         self.orders.push((id, Order::Status(shard.told.clone())));
         if ends {

@@ -82,5 +82,5 @@ pub use homes::{PERMITS_PER_HOME, homes};
 pub use letters::{Destination, Due, Failure, Level, Order, Reason, Request, Status, letters_max};
 pub use owner::{Ledger, Overview, Row};
 pub use permit::Permit;
-pub use policy::{Policy, Terms, quotas};
+pub use policy::{Levels, Policy, Terms};
 pub use share::{Action, Counts, Rest, RouteNo, Share, WINDOW};
