@@ -532,6 +532,7 @@ const BAD_CORES: &[(&str, &str)] = &[
     ("[default]\nsq_entires = 1", "2:1: unknown key `sq_entires` in [default]; did you mean `sq_entries`?"),
     ("busy_poll_us = 1", "1:1: unknown key `busy_poll_us`; it belongs into [default] or a [[core]]"),
     ("[[cores]]\ncpu = 1", "1:3: unknown key `cores`; did you mean `core`?"),
+    ("[default]\nsq_entries = 1\ncq_entries = 1", "3:14: `cq_entries` must be at least 2, and is 1"),
     (
         "housekeeping = [9]",
         "1:16: `housekeeping` has CPU 9, which this process may not run on; it may on 0-3",
