@@ -146,8 +146,6 @@ pub struct RouteReport {
     pub pinned: usize,
     /// Clients that wait for one.
     pub waiting: usize,
-    /// Connections it can insist on while others want some.
-    pub quota: usize,
     /// What it did.
     pub counts: RouteCounts,
     /// How long its clients waited lately.
@@ -170,7 +168,6 @@ impl RouteReport {
         self.linked += other.linked;
         self.pinned += other.pinned;
         self.waiting += other.waiting;
-        self.quota = self.quota.max(other.quota);
         self.counts.granted += other.counts.granted;
         self.counts.recalled += other.counts.recalled;
         self.counts.handed_in += other.counts.handed_in;
@@ -259,6 +256,21 @@ pub struct ShardReport {
     pub routes: Vec<RouteReport>,
     /// Routes beyond that.
     pub routes_left_out: usize,
+    /// Of the endpoints whose ledgers it keeps: each route, of any shard, that holds connections or waits for some.
+    pub quotas: Vec<Quota>,
+}
+
+/// What a route can insist on, over all shards.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quota {
+    /// The server's name in the configuration.
+    pub endpoint: String,
+    /// As clients name it.
+    pub database: String,
+    /// As clients name it.
+    pub user: String,
+    /// Connections it can have while all that want some want all they can get.
+    pub connections: f64,
 }
 
 /// Nobody waits longer than an hour without `query_wait_timeout` being off; what is longer counts as this.

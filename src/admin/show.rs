@@ -4,8 +4,9 @@ use super::{Answer, COMMANDS, Table};
 use crate::config::{Config, Row};
 use crate::metrics::{RouteReport, ShardReport};
 use crate::wire::backend::ColumnType;
-use crate::wire::backend::ColumnType::{Int4, Int8, Text};
+use crate::wire::backend::ColumnType::{Float8, Int4, Int8, Text};
 use bytes::Bytes;
+use hashbrown::HashMap;
 use std::time::Duration;
 
 /// Each route on each shard, and over all shards: the row whose `shard` is `all`.
@@ -24,29 +25,46 @@ pub fn quota(reports: &[ShardReport]) -> Table {
         }
     }
     routes.sort_by(|(one, _), (other, _)| name_of(one).cmp(&name_of(other)));
+    let quotas = quotas(reports);
     let mut rows = Vec::new();
     for (all, each) in &routes {
-        rows.extend(each.iter().map(|(shard, route)| quota_row(shard, route)));
-        rows.push(quota_row("all", all));
+        let quota = quotas.get(&name_of(all)).copied();
+        rows.extend(each.iter().map(|(shard, route)| quota_row(shard, route, quota)));
+        rows.push(quota_row("all", all, quota));
     }
     Table { columns: QUOTA, rows }
+}
+
+/// Those of routes that share a name, as replication connections of one user do, added up.
+fn quotas(reports: &[ShardReport]) -> HashMap<(&str, &str, &str), f64> {
+    let mut quotas = HashMap::new();
+    for quota in reports.iter().flat_map(|report| &report.quotas) {
+        let name = (quota.endpoint.as_str(), quota.database.as_str(), quota.user.as_str());
+        *quotas.entry(name).or_default() += quota.connections;
+    }
+    quotas
+}
+
+/// With two digits, rounded down, so that they add up to no more than there is.
+fn hundredths(connections: f64) -> f64 {
+    (connections * 100.0 + ROUNDING).floor() / 100.0
 }
 
 fn name_of(route: &RouteReport) -> (&str, &str, &str) {
     (&route.endpoint, &route.database, &route.user)
 }
 
-fn quota_row(shard: &str, route: &RouteReport) -> Vec<Option<String>> {
+fn quota_row(shard: &str, route: &RouteReport, quota: Option<f64>) -> Vec<Option<String>> {
     let (counts, waits) = (&route.counts, &route.waits);
     let names = [&route.endpoint, &route.database, &route.user].map(|name| Some(name.clone()));
-    let now =
-        [route.clients, route.permits, route.linked, route.pinned, route.idle, route.waiting, route.quota];
+    let now = [route.clients, route.permits, route.linked, route.pinned, route.idle, route.waiting];
     let done =
         [counts.granted, counts.recalled, counts.handed_in, counts.handed_out, counts.steered, waits.count()];
     let times = [waits.quantile(0.5), waits.quantile(0.99), waits.max(), route.longest];
     let mut row = names.to_vec();
     row.push(Some(shard.to_owned()));
     row.extend(now.map(number));
+    row.push(quota.map(hundredths).and_then(number));
     row.extend(done.map(number));
     row.push(number(waits.waited()));
     row.extend(times.map(micros));
@@ -122,6 +140,9 @@ fn micros(time: Duration) -> Option<String> {
     number(time.as_micros())
 }
 
+/// More than quotas are computed wrong by, in hundredths.
+const ROUNDING: f64 = 1e-6;
+
 const QUOTA: &[(&str, ColumnType)] = &[
     ("endpoint", Text),
     ("database", Text),
@@ -133,7 +154,7 @@ const QUOTA: &[(&str, ColumnType)] = &[
     ("pinned", Int8),
     ("idle", Int8),
     ("waiting", Int8),
-    ("quota", Int8),
+    ("quota", Float8),
     ("granted", Int8),
     ("recalled", Int8),
     ("handed_in", Int8),
@@ -183,7 +204,15 @@ mod tests {
     fn report(shard: u16, routes: Vec<RouteReport>) -> ShardReport {
         let core = CoreReport { cpu: 7, ..CoreReport::default() };
         let (census, stats) = (Census::default(), Stats::default());
-        ShardReport { shard: ShardId(shard), core, census, stats, routes, routes_left_out: 0 }
+        ShardReport {
+            shard: ShardId(shard),
+            core,
+            census,
+            stats,
+            routes,
+            routes_left_out: 0,
+            quotas: Vec::new(),
+        }
     }
 
     fn route(user: &str, permits: usize, wait_us: u64) -> RouteReport {

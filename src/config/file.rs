@@ -345,7 +345,6 @@ fn blank() -> Config {
         steering: false,
         auth_type: AuthType::Trust,
         admin_users: Vec::new(),
-        metrics_listen: None,
         timeouts: Timeouts {
             query_wait: None,
             query_wait_notify: None,

@@ -60,8 +60,6 @@ pub struct Config {
     pub auth_type: AuthType,
     /// Who may open the console.
     pub admin_users: Vec<String>,
-    /// Where Prometheus may scrape.
-    pub metrics_listen: Option<SocketAddr>,
     /// How long things may take.
     pub timeouts: Timeouts,
     /// What cleans a server connection between two clients in session pooling; empty for nothing.

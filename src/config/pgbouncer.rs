@@ -1,4 +1,5 @@
-//! Settings of PgBouncer that pgpinion has under another name, or not at all, and what to tell who uses them.
+//! Settings of PgBouncer that pgpinion has under another name, or not at all, and what to tell who uses them; also those of
+//! pgpinion that are to come.
 //!
 //! They are refused and not skipped: a `server_tls_sslmode = "verify-full"` that is read and does nothing would be a
 //! lie. Where the meaning is the same the name is the same, and the setting is in `settings`.
@@ -41,6 +42,10 @@ const GENERAL: Answers = &[
     (&["reserve_pool_size", "reserve_pool_timeout"], NO_RESERVE_POOL),
     (&["min_pool_size"], NO_MIN_POOL),
     (&["connect_query"], "use it in [databases.NAME]"),
+    (
+        &["metrics_listen"],
+        "not supported yet; the console's SHOW commands and the lines of `stats_period` have the numbers",
+    ),
     (
         &["max_db_client_connections", "max_user_client_connections"],
         "not in this version; `max_client_conn` bounds all clients together",

@@ -193,13 +193,6 @@ pub(super) const GENERAL: &[General] = &[
         "the per-core file; without it, a shard on every CPU the process may use",
     ),
     General::new(
-        "metrics_listen",
-        "",
-        r#""127.0.0.1:9432""#,
-        |c| &mut c.metrics_listen,
-        "where Prometheus may scrape",
-    ),
-    General::new(
         "server_reset_query",
         r#""DISCARD ALL""#,
         "SQL, empty for none",

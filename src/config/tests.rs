@@ -45,7 +45,7 @@ fn nothing_said_means_the_defaults() {
     assert_eq!(config.pool_mode, PoolMode::Transaction);
     assert_eq!(config.max_client_conn, 10_000);
     assert_eq!(config.auth_type, AuthType::Trust);
-    assert!(config.admin_users.is_empty() && config.metrics_listen.is_none());
+    assert!(config.admin_users.is_empty());
     assert_eq!(config.server_reset_query, "DISCARD ALL");
     assert_eq!(config.leak_policy_of("any", "user"), LeakPolicy::Reset);
     assert_eq!(
@@ -160,7 +160,6 @@ pool_mode = "session"
 admin_users = "postgres, dba"
 auth_file = "userlist.txt"
 cores = "cores.toml"
-metrics_listen = "127.0.0.1:9432"
 query_wait_timeout = 0.5
 idle_transaction_timeout = 1_000
 stats_period = 0
@@ -288,7 +287,7 @@ fn a_server_is_enough() {
     }
     let many: Vec<usize> = (0..256).collect();
     let config = Config::upstream("a", &many).unwrap();
-    assert_eq!(config.cores.shards.len(), config.endpoints[0].max_connections);
+    assert_eq!(config.cores.shards.len(), 256, "shards share connections: there may be fewer of those");
 }
 
 /// One line in [pgpinion], which is the second of the file, and what is said of it.
@@ -393,7 +392,11 @@ const BAD_GENERAL: &[(&str, &str)] = &[
         "2:13: `log_level` must be \"error\", \"warn\", \"info\" or \"debug\", not \"loud\"",
     ),
     ("admin_users = [\"\"]", "2:16: `admin_users` must not be an empty name"),
-    ("metrics_listen = \"*:9432\"", "2:18: `metrics_listen` must be one address and port"),
+    (
+        "metrics_listen = \"127.0.0.1:9432\"",
+        "2:1: unknown key `metrics_listen` in [pgpinion]: not supported yet; the console's SHOW commands and the lines of \
+         `stats_period` have the numbers",
+    ),
     ("cores = \"none.toml\"", "2:9: `cores`: etc/none.toml cannot be read: entity not found"),
     ("auth_file = \"none\"", "2:13: `auth_file`: etc/none cannot be read: entity not found"),
     (
@@ -529,6 +532,7 @@ const BAD_CORES: &[(&str, &str)] = &[
         "2:14: `cq_entries` must be at least `sq_entries` (1024), and is 512; eight times as many is usual",
     ),
     ("[default]\ncpu = 1", "2:7: `cpu` belongs into a [[core]], not into [default]"),
+    ("[default]\nsq_entries = 1\ncq_entries = 1", "3:14: `cq_entries` must be at least 2, and is 1"),
     ("[default]\nsq_entires = 1", "2:1: unknown key `sq_entires` in [default]; did you mean `sq_entries`?"),
     ("busy_poll_us = 1", "1:1: unknown key `busy_poll_us`; it belongs into [default] or a [[core]]"),
     ("[[cores]]\ncpu = 1", "1:3: unknown key `cores`; did you mean `core`?"),
@@ -659,7 +663,6 @@ const OTHER_VALUES: &[&str] = &[
     "auth_file = \"u\"",
     "admin_users = [\"x\"]",
     "cores = \"c\"",
-    "metrics_listen = \"127.0.0.1:1\"",
     "server_reset_query = \"x\"",
     "server_check_query = \"x\"",
     "server_check_delay = 0",

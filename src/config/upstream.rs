@@ -7,8 +7,8 @@ use super::settings::{ENDPOINT, Setting};
 use super::{Config, FALLBACK, Host, Listen, cores};
 
 impl Config {
-    /// Serves the server at `HOST`, `HOST:PORT`, or a socket's directory `DIR` or `DIR:PORT`, with defaults. `cpus` are
-    /// those the process may run on; with more of them than connections, the first ones are used.
+    /// Serves the server at `HOST`, `HOST:PORT`, or a socket's directory `DIR` or `DIR:PORT`, with defaults. There is a
+    /// shard on each of `cpus`, those the process may run on.
     pub fn upstream(server: &str, cpus: &[usize]) -> Result<Config, ConfigError> {
         if cpus.is_empty() {
             return Err(ConfigError::new("the process may run on no CPU"));
@@ -23,8 +23,7 @@ impl Config {
             endpoint.port = parse_port(port).map_err(wrong)?;
         }
         let defaults = cores::defaults().map_err(ConfigError::new)?;
-        let used = &cpus[..cpus.len().min(endpoint.max_connections)];
-        config.cores.shards = cores::on_every(used, defaults);
+        config.cores.shards = cores::on_every(cpus, defaults);
         config.endpoints.push(endpoint);
         config.databases.push(blank_database(FALLBACK));
         Ok(config)

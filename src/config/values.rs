@@ -1,6 +1,5 @@
 //! From the TOML of one setting to its value and back: one `impl` for each kind of value there is.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -286,25 +285,6 @@ impl Value for Vec<Listen> {
 
     fn show(&self) -> Option<String> {
         Some(list(self.iter().map(|listen| quoted(&listen.text()))))
-    }
-}
-
-impl Value for Option<SocketAddr> {
-    fn shape(&self) -> String {
-        "a string".into()
-    }
-
-    fn read(&mut self, value: &Toml<'_>) -> Result<(), Wrong> {
-        let parsed = Listen::parse(string(value)?).map_err(Wrong::Because)?;
-        match parsed.as_slice() {
-            [Listen::Tcp(address)] => *self = Some(*address),
-            _ => return Err(because("must be one address and port")),
-        }
-        Ok(())
-    }
-
-    fn show(&self) -> Option<String> {
-        self.map(|address| quoted(&address.to_string()))
     }
 }
 

@@ -237,8 +237,11 @@ fn start_shard(
         .map_err(|error| failed(&error))?;
     match started.recv() {
         Ok(()) => Ok(ShardThread { thread, mail, doorbell }),
-        // It ended before it was ready; why is in its outcome.
-        Err(_) => Err(RunError(format!("shard {index} on CPU {cpu} did not start"))),
+        Err(_) => {
+            // It ended before it was ready. Why is in its outcome, if it did not panic, once the thread is over.
+            let _ = thread.join();
+            Err(RunError(format!("shard {index} on CPU {cpu} did not start")))
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::account::{Account, Holding, PATIENCE_MAX, PATIENCE_MIN};
 use super::letters::{Destination, Due, Order, Status};
 use super::owner::Ledger;
+use super::policy::Levels;
 use crate::ids::ShardId;
 use crate::time::Instant;
 use std::time::Duration;
@@ -55,18 +56,18 @@ impl Ledger {
     // ---- level 1: between routes ----
 
     /// Permits that may be used, the server's health considered.
-    fn limit(&self) -> i64 {
+    pub(super) fn limit(&self) -> i64 {
         (i64::from(self.policy.limit) - self.overloads.len() as i64).max(1)
     }
 
     /// What a route can always have.
-    fn floor(&self, account: &Account) -> u32 {
+    pub(super) fn floor(&self, account: &Account) -> u32 {
         self.in_proportion(account.terms.floor)
     }
 
     /// What is kept for administrators.
-    fn reserve(&self) -> i64 {
-        i64::from(self.in_proportion(self.policy.reserve))
+    pub(super) fn reserve(&self) -> u32 {
+        self.in_proportion(self.policy.reserve)
     }
 
     /// Less than was set while the server has no room for all.
@@ -78,7 +79,7 @@ impl Ledger {
     /// Permits that could be granted to a route now; below zero after a reload.
     fn free(&self, administrator: bool) -> i64 {
         let all = self.limit() - i64::from(self.held);
-        let users = self.limit() - self.reserve() - i64::from(self.held_by_users);
+        let users = self.limit() - i64::from(self.reserve()) - i64::from(self.held_by_users);
         if administrator { all } else { all.min(users) }
     }
 
@@ -95,7 +96,7 @@ impl Ledger {
         let users = self.accounts.iter().flatten().filter(|account| !account.terms.administrator);
         let gain: i64 =
             users.map(|account| i64::from(account.sums.closes) - i64::from(account.planned)).sum();
-        self.limit() - self.reserve() - i64::from(self.held_by_users) + gain
+        self.limit() - i64::from(self.reserve()) - i64::from(self.held_by_users) + gain
     }
 
     /// What is above a limit is recalled: the endpoint's, the users', a route's.
@@ -505,12 +506,13 @@ impl Ledger {
         }
         let weights =
             self.open().filter(|(_, account)| account.is_active()).map(|(_, each)| each.terms.weight).sum();
+        let mut levels = None;
         for index in 0..self.shards.len() {
-            self.tell_shard(index, weights);
+            self.tell_shard(index, weights, &mut levels);
         }
     }
 
-    fn tell_shard(&mut self, index: usize, weights: u32) {
+    fn tell_shard(&mut self, index: usize, weights: u32, levels: &mut Option<Levels>) {
         let (tight, trouble) = (self.tight, self.governor.trouble().cloned());
         let id = ShardId(index as u16);
         let shard = &mut self.shards[index];
@@ -522,7 +524,7 @@ impl Ledger {
         }
         let concerned = shard.credit > 0 || shard.wanting > 0;
         let told = &shard.told;
-        let weights_differ = weights * 4 > told.weights * 5 || told.weights * 4 > weights * 5;
+        let weights_differ = weights * 4 > shard.told_weights * 5 || shard.told_weights * 4 > weights * 5;
         let differs = told.tight != tight || told.trouble != trouble || weights_differ;
         // One that has nothing to do with the endpoint is only told that what it knows is not true any more.
         let outdated = told.tight && !tight || told.trouble.is_some() && trouble.is_none();
@@ -530,7 +532,10 @@ impl Ledger {
             return;
         }
         let ends = told.tight && !tight;
-        shard.told = Status { tight, trouble, weights };
+        let levels = *levels.get_or_insert_with(|| self.levels());
+        let shard = &mut self.shards[index];
+        shard.told = Status { tight, trouble, levels };
+        shard.told_weights = weights;
         shard.told_unanswered = true;
         self.orders.push((id, Order::Status(shard.told.clone())));
         if ends {

@@ -1,6 +1,7 @@
 //! What shards and a ledger write to each other.
 
 use super::Permit;
+use super::policy::Levels;
 use crate::ids::{RouteName, ShardId};
 use crate::time::Instant;
 use std::sync::Arc;
@@ -110,14 +111,14 @@ pub enum Order {
 }
 
 /// How it is with an endpoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Status {
     /// Clients wait and no permit is free: tell of connections at rest.
     pub tight: bool,
     /// Why connections cannot be opened, if they cannot.
     pub trouble: Option<Arc<str>>,
-    /// The weights of the routes that use the endpoint, added up.
-    pub weights: u32,
+    /// What routes can insist on, as it was when the weights of those that use the endpoint last changed by a quarter.
+    pub levels: Levels,
 }
 
 /// Which connection pays a recall.

@@ -24,8 +24,8 @@
 //! Between routes (`balance`, level 1): a route that wants permits is served in the order: below its floor; least for its
 //! weight; and among those that have nothing, longest waiting. What is free is granted; what is being recalled is planned
 //! for; for the rest the richest route must give, if it has more by two (for its weight, floors left alone), or does not
-//! use what it has, or has had more for long enough: a quantum where the other has nothing, a second's debt where parts
-//! cannot be divided evenly. So a transfer either brings the routes closer or follows a delay, and two routes cannot
+//! use what it has, or has had more for long enough: a quantum where the other has nothing, a debt of two
+//! seconds where parts cannot be divided evenly. So a transfer either brings the routes closer or follows a delay, and two routes cannot
 //! evict each other in turn at the speed of letters.
 //!
 //! Between the shards of a route (level 2): what rests anywhere goes to who waits; else a shard that lacks a connection of
@@ -44,8 +44,10 @@
 //!    brings one. A lower limit makes nothing free until enough have come back, and recalls the excess. What was granted
 //!    before is used even if its letter is read after: its permit counts as given since it was written, and is recalled as
 //!    all others are once its connection rests.
-//! 2. **Conservation.** A permit cannot be copied, and dropping one panics. The books move it in one step from one place
-//!    to another; that routes and shards add up to what was given is asserted after each round of decisions.
+//! 2. **Conservation.** A permit cannot be copied. One that is dropped stays given in the books, so that no connection is
+//!    opened too many; and that none is, tests see at the end of each world, when all must have come back
+//!    ([`Ledger::is_settled`]). The type does not panic: with a shard that ends at once its permits end too. The books
+//!    move a permit in one step from one place to another; that routes and shards add up to what was given is asserted after each round of decisions.
 //! 3. **Work conserving.** A want reaches the ledger with one letter, at once (a rise is never held back but by an
 //!    unanswered letter), and the next round of decisions, 50 us apart, grants what is free, to the governor's measure.
 //!    While somebody wants, shards tell what rests, at once too, and what rests of the same route is moved at once.
@@ -82,5 +84,5 @@ pub use homes::{PERMITS_PER_HOME, homes};
 pub use letters::{Destination, Due, Failure, Level, Order, Reason, Request, Status, letters_max};
 pub use owner::{Ledger, Overview, Row};
 pub use permit::Permit;
-pub use policy::{Policy, Terms, quotas};
+pub use policy::{Levels, Policy, Terms};
 pub use share::{Action, Counts, Rest, RouteNo, Share, WINDOW};

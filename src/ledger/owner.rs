@@ -4,7 +4,7 @@ use super::Permit;
 use super::account::{Account, Totals};
 use super::governor::Governor;
 use super::letters::{Destination, Due, Failure, Level, Order, Reason, Request, Status};
-use super::policy::{Policy, Terms, quotas};
+use super::policy::{Levels, Policy, Terms};
 use crate::ids::{RouteName, ShardId};
 use crate::time::Instant;
 use hashbrown::HashMap;
@@ -56,11 +56,13 @@ pub(super) struct Shard {
     pub seen: Option<Vec<Level>>,
     /// What it was told last.
     pub told: Status,
+    /// The weights of the routes that used the endpoint then, added up.
+    pub told_weights: u32,
     pub told_unanswered: bool,
 }
 
-/// One route on one shard, as shown to the operator.
-#[derive(Clone, Debug, PartialEq)]
+/// One route on one shard, as it is in the books.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// The route.
     pub route: RouteName,
@@ -70,8 +72,6 @@ pub struct Row {
     pub held: u32,
     /// Permits wanted there and not on their way.
     pub wanting: u32,
-    /// What the route could have on all shards together if all active routes wanted it.
-    pub quota: f64,
     /// Since the route was first used there.
     pub totals: Totals,
 }
@@ -130,6 +130,10 @@ impl Ledger {
             if !account.terms.administrator {
                 self.held_by_users += account.sums.credit;
             }
+        }
+        for shard in &mut self.shards {
+            // What was told of quotas is not true any more.
+            shard.told_weights = 0;
         }
         self.changed = true;
     }
@@ -289,18 +293,36 @@ impl Ledger {
         }
     }
 
+    /// Each route that holds permits or wants some, and what it can insist on, on all shards together, while all of them
+    /// want all they can get. At most the limit, added up.
+    pub fn quotas(&self) -> impl Iterator<Item = (&RouteName, f64)> {
+        let levels = self.levels();
+        self.active().map(move |account| (&account.name, levels.quota(&self.terms_of(account))))
+    }
+
+    pub(super) fn levels(&self) -> Levels {
+        let terms: Vec<Terms> = self.active().map(|account| self.terms_of(account)).collect();
+        Levels::of(self.limit() as u32, self.reserve(), &terms)
+    }
+
+    fn active(&self) -> impl Iterator<Item = &Account> {
+        self.accounts.iter().flatten().filter(|account| account.is_active())
+    }
+
+    /// As they are while the server has no room for all.
+    fn terms_of(&self, account: &Account) -> Terms {
+        Terms { floor: self.floor(account), ..account.terms }
+    }
+
     /// Every route on every shard that has to do with it.
     pub fn rows(&self) -> Vec<Row> {
         let active: Vec<&Account> = self.accounts.iter().flatten().collect();
-        let terms: Vec<Terms> = active.iter().map(|account| account.terms).collect();
-        let quotas = quotas(self.policy.limit, &terms);
-        let rows = active.iter().zip(quotas).flat_map(|(account, quota)| {
+        let rows = active.iter().flat_map(|account| {
             account.holdings.iter().map(move |holding| Row {
                 route: account.name.clone(),
                 shard: holding.shard,
                 held: holding.credit,
                 wanting: holding.need(),
-                quota,
                 totals: holding.totals,
             })
         });

@@ -2,6 +2,8 @@
 
 use std::{fmt, io};
 
+use io_uring::{IoUring, Probe};
+
 /// A shard cannot start.
 #[derive(Debug)]
 pub enum RingError {
@@ -68,6 +70,14 @@ impl std::error::Error for RingError {}
 pub(super) fn check_kernel() -> Result<(), RingError> {
     let release = kernel_release();
     if kernel_is_new_enough(&release) { Ok(()) } else { Err(RingError::KernelTooOld(release)) }
+}
+
+/// Refuses to go on where io_uring is switched off: by sysctl, by a seccomp profile, or by how the kernel was built.
+pub(super) fn check_io_uring() -> Result<(), RingError> {
+    let ring = IoUring::new(1).map_err(|e| RingError::of_setup("io_uring_setup", e))?;
+    ring.submitter()
+        .register_probe(&mut Probe::new())
+        .map_err(|e| RingError::of_setup("io_uring_register (probe)", e))
 }
 
 /// Refuses a limit below what glommio demands, in clearer words than its own.

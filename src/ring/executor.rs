@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 
-use super::error::{RingError, check_locked_memory};
+use super::error::{RingError, check_io_uring, check_kernel, check_locked_memory};
 
 /// Runs a shard on this thread, pinned to `cpu` if there is one, until the future of `main` ends.
 ///
@@ -13,7 +13,10 @@ use super::error::{RingError, check_locked_memory};
 ///
 /// What keeps the executor from being made, and what to do about it.
 pub fn run_shard<F: Future>(cpu: Option<usize>, main: impl FnOnce() -> F) -> Result<F::Output, RingError> {
+    // Before glommio makes its own rings, for it panics where it cannot.
+    check_kernel()?;
     check_locked_memory()?;
+    check_io_uring()?;
     let placement = cpu.map_or(Placement::Unbound, Placement::Fixed);
     let executor = LocalExecutorBuilder::new(placement)
         .io_memory(IO_MEMORY_BYTES)

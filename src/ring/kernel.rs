@@ -11,7 +11,7 @@ use std::time::Duration;
 use io_uring::{IoUring, cqueue, squeue};
 
 use super::RingSettings;
-use super::error::{RingError, check_kernel};
+use super::error::RingError;
 
 /// A ring, bound to the thread that made it.
 pub(super) struct Kernel {
@@ -37,7 +37,6 @@ pub(super) enum Wait {
 
 impl Kernel {
     pub fn new(settings: &RingSettings) -> Result<Self, RingError> {
-        check_kernel()?;
         let mut builder = IoUring::builder();
         builder.setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun().setup_submit_all();
         builder.setup_cqsize(settings.cq_entries).dontfork();

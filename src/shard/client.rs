@@ -13,6 +13,7 @@ use crate::wire::startup::{self, Packet, Startup, StartupError};
 use crate::wire::{Refusal, SqlState, backend};
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A client: what a shard remembers of it while it is idle, and little more while it is not.
 pub struct Client {
@@ -43,6 +44,8 @@ pub struct Client {
     pub(super) values: Arc<Values>,
     pub(super) deadline: Deadline,
     pub(super) connected: Instant,
+    /// How long it may wait: as it was when it began to, whatever a reload says meanwhile.
+    pub(super) patience: Option<Duration>,
     /// Since when it waits.
     pub(super) since: Instant,
     pub(super) peer: Peer,
@@ -99,6 +102,7 @@ impl Client {
             values: Arc::default(),
             deadline: Deadline::default(),
             connected,
+            patience: None,
             since: connected,
             peer,
         }

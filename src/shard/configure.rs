@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 impl Shard {
     /// Goes on with this configuration, which [`Config::reload`] has made of the one that held. Limits hold at once: where
-    /// more is held than may be, no connection is opened, idle ones are closed now and others when they are released.
+    /// more is held than may be, nothing is granted, idle ones are closed now and others when they are released; what was
+    /// granted before is still opened.
     /// A timeout that has begun to run ends as it would have; the next is the new one.
     pub fn configure(&mut self, config: Arc<Config>) {
         assert_eq!(config.endpoints.len(), self.endpoints.len(), "a reload keeps the endpoints");

@@ -88,7 +88,8 @@ impl Shard {
         }
         let Some(route) = self.routes.get_mut(key) else { return };
         if route.parameters.is_some() {
-            self.set_client_deadline(client, now.deadline(self.config.timeouts.query_wait));
+            let until = self.begin_patience(client);
+            self.set_client_deadline(client, until);
             return self.admit(client);
         }
         match &route.refused {
@@ -99,7 +100,8 @@ impl Shard {
             _ => route.logins.push_back(client),
         }
         let (endpoint, no, is_first) = (route.endpoint, route.no, route.logins.len() == 1);
-        self.set_client_deadline(client, now.deadline(self.config.timeouts.query_wait));
+        let until = self.begin_patience(client);
+        self.set_client_deadline(client, until);
         if is_first {
             self.share(endpoint).probe(no, Some(now));
         }
@@ -212,7 +214,8 @@ impl Shard {
             }
         }
         if checking {
-            self.set_client_deadline(client_key, self.now.deadline(self.config.timeouts.query_wait));
+            let until = self.begin_patience(client_key);
+            self.set_client_deadline(client_key, until);
         }
         if stale && self.begin_check(client_key, server_key) {
             return;

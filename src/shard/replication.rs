@@ -48,7 +48,8 @@ impl Shard {
         if let Some(client) = self.clients.get_mut(client) {
             client.since = now;
         }
-        self.set_client_deadline(client, now.deadline(self.config.timeouts.query_wait));
+        let until = self.begin_patience(client);
+        self.set_client_deadline(client, until);
         self.enqueue(client, key);
     }
 

@@ -3,8 +3,9 @@
 use super::server::State;
 use super::{Effect, Route, RouteKey, Shard, permits};
 use crate::ids::RouteName;
+use crate::ledger::Ledger;
 use crate::log_line::Line;
-use crate::metrics::{Census, CoreReport, ROUTES_REPORTED_MAX, RouteReport, ShardReport, Stats};
+use crate::metrics::{Census, CoreReport, Quota, ROUTES_REPORTED_MAX, RouteReport, ShardReport, Stats};
 use hashbrown::HashMap;
 use std::cmp::Reverse;
 
@@ -60,7 +61,7 @@ impl Shard {
         let routes = reported.map(|&(key, route)| self.report_route(key, route, &linked)).collect();
         let routes_left_out = busy.len().saturating_sub(ROUTES_REPORTED_MAX);
         let (shard, census, stats) = (self.id, self.census(), self.stats);
-        ShardReport { shard, core, census, stats, routes, routes_left_out }
+        ShardReport { shard, core, census, stats, routes, routes_left_out, quotas: self.quotas() }
     }
 
     fn linked_by_route(&self) -> HashMap<RouteKey, Linked> {
@@ -75,14 +76,33 @@ impl Shard {
         linked
     }
 
-    /// What a route can insist on while all that are active want all they can get.
+    /// What the ledgers that are kept here let routes insist on.
+    fn quotas(&self) -> Vec<Quota> {
+        let settings = self.config.endpoints.iter();
+        let ledgers = self
+            .endpoints
+            .iter()
+            .zip(settings)
+            .filter_map(|(endpoint, settings)| Some((endpoint.ledger.as_deref()?, &settings.name)));
+        let of_endpoint = |(ledger, endpoint): (&'_ Ledger, &'_ String)| {
+            let quota = |(name, connections): (&RouteName, f64)| Quota {
+                endpoint: endpoint.clone(),
+                database: name.database.to_string(),
+                user: user_of(name),
+                connections,
+            };
+            ledger.quotas().map(quota).collect::<Vec<_>>()
+        };
+        ledgers.flat_map(of_endpoint).collect()
+    }
+
+    /// What a route can insist on, as far as this shard was told: while it neither has nor wants connections of the
+    /// endpoint, what it knows grows old, and what it never knew is the limit.
     pub(super) fn quota(&self, name: &RouteName) -> f64 {
         let endpoint = self.config.databases[name.section].endpoint;
-        let terms = permits::terms(&self.config, name);
-        let weights = self.endpoints[endpoint].share.status().weights.max(terms.weight);
         let limit = self.config.endpoints[endpoint].max_connections as f64;
-        let part = limit * f64::from(terms.weight) / f64::from(weights);
-        part.clamp(f64::from(terms.floor), f64::from(terms.ceiling.max(terms.floor)).min(limit))
+        let levels = self.endpoints[endpoint].share.status().levels;
+        levels.quota(&permits::terms(&self.config, name)).min(limit)
     }
 
     fn report_route(&self, key: RouteKey, route: &Route, linked: &HashMap<RouteKey, Linked>) -> RouteReport {
@@ -90,17 +110,13 @@ impl Shard {
         RouteReport {
             endpoint: self.config.endpoints[route.endpoint].name.clone(),
             database: route.name.database.to_string(),
-            user: match route.name.session {
-                Some(_) => format!("{} (replication)", route.name.user),
-                None => route.name.user.to_string(),
-            },
+            user: user_of(&route.name),
             clients: route.clients,
             permits: route.pool.held(),
             idle: route.pool.idle(),
             linked: linked.all,
             pinned: linked.pinned,
             waiting: route.pool.waiting() + route.logins.len(),
-            quota: self.quota(&route.name).round() as usize,
             counts: route.counts,
             waits: route.waits.both(),
             longest: self.now.since(self.first_waiting_since(route)),
@@ -116,7 +132,7 @@ impl Shard {
         let linked = self.linked_by_route();
         let line = |&(key, route): &(RouteKey, &Route)| {
             let report = self.report_route(key, route, &linked);
-            self.line_of(&RouteReport { waits: route.waits.now.clone(), ..report })
+            self.line_of(&RouteReport { waits: route.waits.now.clone(), ..report }, self.quota(&route.name))
         };
         let mut lines: Vec<Line> = busy.iter().take(ROUTES_LOGGED_MAX).map(line).collect();
         if busy.len() > ROUTES_LOGGED_MAX {
@@ -131,11 +147,11 @@ impl Shard {
         }
     }
 
-    fn line_of(&self, route: &RouteReport) -> Line {
+    fn line_of(&self, route: &RouteReport, quota: f64) -> Line {
         let (waits, counts) = (&route.waits, &route.counts);
         let text = format!(
             "stats: shard {}: route: {} links, {} waited, wait p50 {} us, p99 {} us, max {} us, longest now {} us; permits \
-             {} ({} linked, {} pinned, {} idle), quota {}, {} waiting; {} granted, {} recalled, {} handed in, {} handed out, {} steered",
+             {} ({} linked, {} pinned, {} idle), quota {:.2}, {} waiting; {} granted, {} recalled, {} handed in, {} handed out, {} steered",
             self.id,
             waits.count(),
             waits.waited(),
@@ -147,7 +163,7 @@ impl Shard {
             route.linked,
             route.pinned,
             route.idle,
-            route.quota,
+            quota,
             route.waiting,
             counts.granted,
             counts.recalled,
@@ -156,6 +172,14 @@ impl Shard {
             counts.steered,
         );
         Line::info(text).database(&route.database).user(&route.user)
+    }
+}
+
+/// The user as shown.
+fn user_of(name: &RouteName) -> String {
+    match name.session {
+        Some(_) => format!("{} (replication)", name.user),
+        None => name.user.to_string(),
     }
 }
 

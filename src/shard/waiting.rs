@@ -2,10 +2,20 @@
 
 use super::client::State;
 use super::{ClientKey, Shard};
+use crate::time::Instant;
 use crate::wire::{Refusal, SqlState, backend};
 use bytes::BytesMut;
 
 impl Shard {
+    /// A client waits from now on, for as long as it may. Returns until when that is.
+    pub(super) fn begin_patience(&mut self, key: ClientKey) -> Instant {
+        let patience = self.config.timeouts.query_wait;
+        if let Some(client) = self.clients.get_mut(key) {
+            client.patience = patience;
+        }
+        self.now.deadline(patience)
+    }
+
     /// A client's request waits for a server from now on.
     pub(super) fn wait_for_server(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get_mut(key) else { return };
@@ -13,8 +23,8 @@ impl Shard {
         client.since = self.now;
         client.notified = false;
         let Some(route) = client.route else { return };
-        let timeouts = &self.config.timeouts;
-        let until = self.now.deadline(timeouts.query_wait).min(self.now.deadline(timeouts.query_wait_notify));
+        let notify = self.now.deadline(self.config.timeouts.query_wait_notify);
+        let until = self.begin_patience(key).min(notify);
         self.set_client_deadline(key, until);
         self.hold_back(key);
         self.enqueue(key, route);
@@ -23,7 +33,7 @@ impl Shard {
     /// A client that waits is told so, once, and in the end refused.
     pub(super) fn waited(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get_mut(key) else { return };
-        let end = client.since.deadline(self.config.timeouts.query_wait);
+        let end = client.since.deadline(client.patience);
         if std::mem::replace(&mut client.notified, true) || end <= self.now {
             return self.waited_too_long(key);
         }
@@ -34,10 +44,11 @@ impl Shard {
     }
 
     pub(super) fn waited_too_long(&mut self, key: ClientKey) {
-        let Some(route_key) = self.clients.get(key).and_then(|client| client.route) else { return };
+        let Some(client) = self.clients.get(key) else { return };
+        let seconds = client.patience.unwrap_or_default().as_secs_f64();
+        let Some(route_key) = client.route else { return };
         self.count_wait(key, route_key);
         let Some(route) = self.routes.get(route_key) else { return };
-        let seconds = self.config.timeouts.query_wait.unwrap_or_default().as_secs_f64();
         let refusal = match self.endpoints[route.endpoint].share.trouble() {
             Some(error) => {
                 let text = format!("query_wait_timeout: no server connection within {seconds} s: {error}");
@@ -58,9 +69,11 @@ const QUEUED: &str = "No server connection available in postgres backend, client
 
 #[cfg(test)]
 mod tests {
+    use crate::config::Config;
     use crate::shard::script::*;
     use crate::shard::{Effect, Piece, Shard};
     use crate::time::Instant;
+    use std::sync::Arc;
     use std::time::Duration;
 
     /// What was sent to the client on this socket.
@@ -75,6 +88,29 @@ mod tests {
     fn at(shard: &mut Shard, seconds: u64) {
         shard.set_time(Instant::default() + Duration::from_secs(seconds));
         shard.tick();
+    }
+
+    /// A reload with these seconds of query_wait_timeout, and without notices.
+    fn reload(shard: &mut Shard, seconds: u64) {
+        let mut config = Config::upstream("127.0.0.1:5432", &[0]).unwrap();
+        config.endpoints[0].max_connections = 1;
+        config.timeouts.query_wait = Some(Duration::from_secs(seconds));
+        config.timeouts.query_wait_notify = None;
+        shard.configure(Arc::new(config));
+    }
+
+    #[test]
+    fn a_wait_that_has_begun_ends_as_it_would_have_without_a_reload() {
+        let (mut shard, _, _) = linked();
+        reload(&mut shard, 10);
+        let (waiting, _) = client(&mut shard, 1);
+        shard.received(waiting, &message(b'Q', b"select 2\0"));
+        at(&mut shard, 5);
+        told(&mut shard, 1);
+        reload(&mut shard, 60);
+        at(&mut shard, 10);
+        let end = told(&mut shard, 1);
+        assert!(end.starts_with('E') && end.contains("became free within 10 s"), "{end:?}");
     }
 
     #[test]

@@ -134,6 +134,8 @@ pub enum ColumnType {
     Int4,
     /// `bigint`.
     Int8,
+    /// `double precision`.
+    Float8,
 }
 
 impl ColumnType {
@@ -143,6 +145,7 @@ impl ColumnType {
             Self::Text => (25, -1),
             Self::Int4 => (23, 4),
             Self::Int8 => (20, 8),
+            Self::Float8 => (701, 8),
         }
     }
 }

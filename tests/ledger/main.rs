@@ -4,6 +4,7 @@
 mod exhaustive;
 mod fairness;
 mod letters;
+mod quotas;
 mod random_worlds;
 mod regressions;
 mod world;

@@ -7,6 +7,7 @@ mod hand_over;
 mod hot_path;
 mod parameters;
 mod protocol;
+mod quota;
 mod replication;
 mod shards;
 mod steering;

@@ -24,7 +24,7 @@ pub(in crate::config) const CORE: &[OfCore] = &[
         |c| &mut c.shard.cq_entries,
         "completions that fit until they are reaped",
     )
-    .within(1, CQ_ENTRIES_MAX),
+    .within(CQ_ENTRIES_MIN, CQ_ENTRIES_MAX),
     OfCore::new(
         "recv_buffers",
         "256",
@@ -68,6 +68,9 @@ pub(in crate::config) struct CoreSection {
 
 /// `IORING_MAX_ENTRIES`.
 const SQ_ENTRIES_MAX: u64 = 32_768;
+
+/// The ring takes no less: the completion queue is to be twice the submission queue, which has one entry at least.
+const CQ_ENTRIES_MIN: u64 = 2;
 
 /// `IORING_MAX_CQ_ENTRIES`.
 const CQ_ENTRIES_MAX: u64 = 2 * SQ_ENTRIES_MAX;
