@@ -42,7 +42,7 @@ cores = "{directory}/cores.toml"
 log_connections = false
 log_disconnections = false
 stats_period = 0
-
+{settings}
 [endpoints.main]
 host = "127.0.0.1"
 port = {server_port}
@@ -76,6 +76,7 @@ class Plan:
     servers: int             # server connections it may open
     cpus: tuple[int, ...]    # the cores it is held to
     binary: str | None = None
+    settings: tuple[str, ...] = ()   # pgpinion: lines of [pgpinion] more than the usual
 
 
 @contextmanager
@@ -97,16 +98,26 @@ def pgbouncer(plan):
 @contextmanager
 def pgpinion(plan):
     """One shard per core. The process as a whole is held to the same cores, so that its control thread gets no core for free."""
+    yield from _pgpinion("pgpinion", plan)
+
+
+@contextmanager
+def pgpinion_b(plan):
+    """Another build of it, or the same with other settings."""
+    yield from _pgpinion("pgpinion-b", plan)
+
+
+def _pgpinion(name, plan):
     port = process.free_port()
     config = _write(plan, "pgpinion.toml", PGPINION_TOML, port)
     _write(plan, "cores.toml", "".join(f"[[core]]\ncpu = {cpu}\n" for cpu in plan.cpus), port)
     command = [plan.binary, "run", "-c", config]
     # SIGTERM drains at transaction boundaries; SIGINT stops at once.
-    with _ready("pgpinion", command, plan, port, config, stop_signals=(signal.SIGINT, signal.SIGTERM)) as target:
+    with _ready(name, command, plan, port, config, stop_signals=(signal.SIGINT, signal.SIGTERM)) as target:
         yield target
 
 
-KINDS = {"pgpinion": pgpinion, "pgbouncer": pgbouncer, "direct": direct}
+KINDS = {"pgpinion": pgpinion, "pgpinion-b": pgpinion_b, "pgbouncer": pgbouncer, "direct": direct}
 
 
 @contextmanager
@@ -125,5 +136,5 @@ def _answers(port):
 def _write(plan, name, template, port):
     path = plan.directory / name
     path.write_text(template.format(port=port, directory=plan.directory, server_port=plan.server_port,
-                                    servers=plan.servers, clients_max=CLIENTS_MAX))
+                                    servers=plan.servers, clients_max=CLIENTS_MAX, settings="".join(f"{line}\n" for line in plan.settings)))
     return path

@@ -37,5 +37,11 @@ def pgpinion_binary(given=None):
     return str(binary)
 
 
+def variants(names, binary=None, binary_b=None, settings_b=()):
+    """What to run as each pgpinion among the poolers: its binary and its settings. B is A but for what is said."""
+    known = {"pgpinion": (binary, ()), "pgpinion-b": (binary_b or binary, tuple(settings_b))}
+    return {name: (pgpinion_binary(path), settings) for name, (path, settings) in known.items() if name in names}
+
+
 def _major_version(directory):
     return int(re.search(r"\d+", directory).group())

@@ -6,9 +6,9 @@ from . import cases, charts, summary, text
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fcfcfb; --card: #fff; --ink: #1d1f23; --soft: #5c626d; --rule: #e3e5e9;
-  --pgpinion: #0b6bcb; --pgbouncer: #c4570a; --direct: #7a7f88; --other: #93bde8; --met: #1a7f37; --unmet: #c62828; }
+  --pgpinion: #0b6bcb; --pgbouncer: #c4570a; --pgpinion-b: #c4570a; --direct: #7a7f88; --other: #93bde8; --met: #1a7f37; --unmet: #c62828; }
 @media (prefers-color-scheme: dark) { :root { --page: #15171a; --card: #1d2024; --ink: #e6e8eb; --soft: #9ba2ad; --rule: #343941;
-  --pgpinion: #5aaeff; --pgbouncer: #ff9a4d; --direct: #9aa1ab; --other: #2f5f90; --met: #4cc26a; --unmet: #ff6f6f; } }
+  --pgpinion: #5aaeff; --pgbouncer: #ff9a4d; --pgpinion-b: #ff9a4d; --direct: #9aa1ab; --other: #2f5f90; --met: #4cc26a; --unmet: #ff6f6f; } }
 body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 62rem; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
@@ -20,8 +20,8 @@ svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-
 svg .tick, svg .axis { fill: var(--soft); } svg .value { font-variant-numeric: tabular-nums; }
 .grid { stroke: var(--rule); } .one { stroke: var(--soft); stroke-dasharray: 4 3; }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; } .dot { stroke: none; }
-.line.line-pgpinion { stroke: var(--pgpinion); } .line.line-pgbouncer { stroke: var(--pgbouncer); } .line.line-direct { stroke: var(--direct); }
-.dot.line-pgpinion { fill: var(--pgpinion); } .dot.line-pgbouncer { fill: var(--pgbouncer); } .dot.line-direct { fill: var(--direct); }
+.line.line-pgpinion { stroke: var(--pgpinion); } .line.line-pgbouncer { stroke: var(--pgbouncer); } .line.line-pgpinion-b { stroke: var(--pgpinion-b); } .line.line-direct { stroke: var(--direct); }
+.dot.line-pgpinion { fill: var(--pgpinion); } .dot.line-pgbouncer { fill: var(--pgbouncer); } .dot.line-pgpinion-b { fill: var(--pgpinion-b); } .dot.line-direct { fill: var(--direct); }
 .bar-one { fill: var(--pgpinion); } .bar-all { fill: var(--other); } .whisker { stroke: var(--ink); stroke-width: 1.2; }
 .goal { stroke: var(--unmet); stroke-width: 2.5; } .met, svg .met { color: var(--met); fill: var(--met); }
 .unmet, svg .unmet { color: var(--unmet); fill: var(--unmet); }
@@ -36,14 +36,19 @@ summary { cursor: pointer; color: var(--soft); margin: 1rem 0; }
 
 def page(found, rows):
     """The whole page; `rows` is summary.rows(found["steps"])."""
+    other = _reference(found)
     sections = [
-        _ratio_section("CPU per transaction or MB, against PgBouncer", "pgpinion / PgBouncer: less is better", rows, "cpu", found),
-        _ratio_section("Throughput, against PgBouncer", "pgpinion / PgBouncer: more is better", rows, "rate", found),
+        _ratio_section(f"CPU per transaction or MB, against {other}", f"pgpinion / {other}: less is better", rows, "cpu", found),
+        _ratio_section(f"Throughput, against {other}", f"pgpinion / {other}: more is better", rows, "rate", found),
         _latency_section(found), _sweep_section(rows, found), _summary_section(rows, found), _raw_section(found),
     ]
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>pgpinion against PgBouncer</title><style>{STYLE}</style></head><body>"
+            f"<title>pgpinion against {other}</title><style>{STYLE}</style></head><body>"
             f"{_head(found, rows)}{''.join(sections)}</body></html>\n")
+
+
+def _reference(found):
+    return {summary.REFERENCE: "PgBouncer"}.get(name := summary.reference(found["poolers"]), name)
 
 
 def _head(found, rows):
@@ -53,13 +58,14 @@ def _head(found, rows):
     git = found["git"]
     facts = [
         f"{machine['cpu']}, {len(machine['cores'])} cores, {machine['memory_mb'] / 1024:.0f} GB; {machine['system']}, Linux {machine['kernel']}",
+        *(f"{name}: {' '.join(words)}" for name, words in found.get("variants", {}).items()),
         "; ".join(versions[name] for name in ("pgpinion", "pgbouncer", "postgres") if versions.get(name)),
         f"{options['rounds']} rounds of {options['seconds']} s; started {found['started']}, finished {found['finished']}"
         + ("; interrupted" if found["interrupted"] else ""),
         f"revision {git['revision'][:12]}{' with changes' if git['changed'] else ''}; load average at the start {machine['load_at_start']:.2f}",
     ]
     facts += [f"Note: {note}." for note in summary.notes(rows, machine)]
-    return f"<h1>pgpinion against PgBouncer</h1>{verdict}" + "".join(f"<p>{escape(fact)}</p>" for fact in facts)
+    return f"<h1>pgpinion against {_reference(found)}</h1>{verdict}" + "".join(f"<p>{escape(fact)}</p>" for fact in facts)
 
 
 def _ratio_section(heading, axis, rows, measure, found):
@@ -70,7 +76,8 @@ def _ratio_section(heading, axis, rows, measure, found):
     bars = [charts.Bar(row.case.name, f"bar-{row.layout}", row.ratio.median, row.ratio.low, row.ratio.high,
                        row.goal.limit if row.goal else None, row.met) for row in compared]
     keys = [(f"--{'pgpinion' if name == 'one' else 'other'}", _layout_words(name, found)) for name in found["layouts"]]
-    note = "<p>Bar: median of the rounds' ratios. Thin line: smallest to largest round. Red tick: target. Dashed: PgBouncer.</p>"
+    note = ("<p>Bar: median of the rounds' ratios. Thin line: smallest to largest round. Red tick: target. Dashed: "
+            f"{_reference(found)}.</p>")
     return f'<h2>{heading}</h2>{note}{_keys(keys)}<figure class="card">{charts.ratio_bars(bars, axis)}</figure>'
 
 

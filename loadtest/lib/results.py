@@ -11,7 +11,7 @@ FORMAT = 1   # of results.json; raised when a reader of the old one would be mis
 class Record:
     """Collects the steps of a run and writes them."""
 
-    def __init__(self, options, layouts, binary):
+    def __init__(self, options, layouts, variants):
         self.steps = []
         self.latencies = {}
         self._head = {
@@ -21,7 +21,8 @@ class Record:
             "poolers": options.poolers,
             "layouts": {layout.name: {"pooler": layout.pooler, "others": layout.others} for layout in layouts},
             "machine": machine.facts(),
-            "versions": machine.versions(binary),
+            "variants": {name: [binary, *settings] for name, (binary, settings) in variants.items()},
+            "versions": machine.versions(next((binary for binary, _ in variants.values()), None)),
             "git": machine.git(),
         }
 

@@ -58,13 +58,13 @@ class Step:
 class Runner:
     """Runs every step and tells `on_step` of each; keeps the latencies of all rounds in `latencies[case, layout, pooler]`."""
 
-    def __init__(self, cluster, workspace, *, names, rounds, seconds, binary, on_step):
+    def __init__(self, cluster, workspace, *, names, rounds, seconds, variants, on_step):
         self._cluster = cluster
         self._workspace = workspace
         self._names = names
         self._rounds = rounds
         self._seconds = seconds
-        self._binary = binary
+        self._variants = variants    # of pgpinion: pooler -> (binary, settings)
         self._on_step = on_step
         self.latencies = {}
 
@@ -108,7 +108,8 @@ class Runner:
     def _one(self, name, case, layout):
         directory = self._workspace / name
         directory.mkdir(exist_ok=True)
-        plan = poolers.Plan(directory, self._cluster.port, case.servers, layout.pooler, self._binary)
+        binary, settings = self._variants.get(name, (None, ()))
+        plan = poolers.Plan(directory, self._cluster.port, case.servers, layout.pooler, binary, settings)
         with poolers.KINDS[name](plan) as target:
             if case.load:
                 pgbench.run(case.load_for(name), target.port, transactions=case.warm_up, log=False, cpus=layout.others)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from . import cases
 from .stats import Ratio, median_or_none, ratio
 
-SUBJECT, REFERENCE = "pgpinion", "pgbouncer"
+SUBJECT = "pgpinion"
+REFERENCE = "pgbouncer"       # what the targets are against
+VARIANT = "pgpinion-b"        # stands in for it in a run without it: no target holds then
 BUSY_MIN = 0.9           # of its one core: below, a pooler's tps was limited by something else
 IDLE_LOAD_MAX = 0.25     # load average per core that still counts as a quiet machine
 
@@ -30,12 +32,18 @@ class Row:
         return {None: "", True: "met", False: "not met"}[self.met]
 
 
+def reference(names):
+    """What pgpinion is compared with in a run of these poolers."""
+    return VARIANT if VARIANT in names and REFERENCE not in names else REFERENCE
+
+
 def rows(steps):
     """Summary rows for raw steps (dictionaries as in results.json), in the cases' order, layout by layout."""
+    against = reference({step["pooler"] for step in steps})
     by_place = {}
     for step in steps:
         by_place.setdefault((step["layout"], step["case"]), []).append(step)
-    return [_row(cases.named(case), layout, measure, group)
+    return [_row(cases.named(case), layout, measure, group, against)
             for (layout, case), group in by_place.items()
             for measure in cases.named(case).shown]
 
@@ -63,17 +71,17 @@ def unsupported(message):
     return "not supported" in text or "unsupported" in text or "prepared statement" in text or "(0a000)" in text
 
 
-def _row(case, layout, measure, steps):
+def _row(case, layout, measure, steps, against):
     values, errors = {}, {}
     for step in sorted(steps, key=lambda step: step["round"]):
         values.setdefault(step["pooler"], []).append(step["measures"].get(measure))
         if step["error"]:
             errors[step["pooler"]] = step["error"]
     medians = {pooler: median_or_none(series) for pooler, series in values.items()}
-    compared = ratio(values.get(SUBJECT, []), values.get(REFERENCE, []))
-    busy = median_or_none(step["measures"].get("busy") for step in steps if step["pooler"] == REFERENCE)
+    compared = ratio(values.get(SUBJECT, []), values.get(against, []))
+    busy = median_or_none(step["measures"].get("busy") for step in steps if step["pooler"] == against)
     goal = case.goals.get(measure)
-    if goal and goal.layout not in (None, layout):
+    if goal and (goal.layout not in (None, layout) or (against != REFERENCE and goal.of == "ratio")):
         goal = None
     return Row(case, layout, measure, medians, errors, compared, goal, _judge(goal, medians, compared), busy)
 

@@ -1,8 +1,11 @@
 import json
+import tempfile
+import tomllib
 import unittest
 import xml.etree.ElementTree
+from pathlib import Path
 
-from lib import cases, charts, report, rounds, summary, text
+from lib import cases, charts, poolers, programs, report, rounds, summary, text
 from lib.stats import Latencies
 
 
@@ -45,6 +48,36 @@ class RowsAreJudged(unittest.TestCase):
         rows = summary.rows(one_case([5], [10]))
         self.assertEqual(len(summary.notes(rows, {"load_at_start": 0.1, "cores": [0, 1]})), 1)
         self.assertEqual(len(summary.notes(rows, {"load_at_start": 5.0, "cores": [0, 1]})), 2)
+
+
+class VariantsAreCompared(unittest.TestCase):
+    STEPS = [{**one, "pooler": {"pgbouncer": "pgpinion-b"}.get(one["pooler"], one["pooler"])} for one in one_case([9, 10], [10, 10])]
+
+    def test_the_other_pgpinion_stands_in_for_the_reference(self):
+        cpu, rate = summary.rows(self.STEPS)
+        self.assertEqual((cpu.ratio.median, cpu.ratio.low, cpu.ratio.high), (0.95, 0.9, 1.0))
+        self.assertEqual((cpu.verdict(), rate.verdict()), ("", ""))
+
+    def test_beside_pgbouncer_it_is_only_shown(self):
+        both = self.STEPS + [one for one in one_case([9, 10], [20, 20]) if one["pooler"] == "pgbouncer"]
+        cpu = summary.rows(both)[0]
+        self.assertEqual((cpu.ratio.median, cpu.medians["pgpinion-b"], cpu.verdict()), (0.475, 10, "met"))
+
+    def test_a_variant_is_the_first_but_for_what_is_said(self):
+        shell = "/bin/sh"
+        found = programs.variants(["pgpinion", "pgpinion-b", "direct"], shell, settings_b=["hand_over = false"])
+        binary = programs.pgpinion_binary(shell)
+        self.assertEqual(found, {"pgpinion": (binary, ()), "pgpinion-b": (binary, ("hand_over = false",))})
+        self.assertEqual(programs.variants(["pgbouncer"]), {})
+        with self.assertRaises(programs.Missing):
+            programs.variants(["pgpinion-b"], shell, binary_b="/no/such/binary")
+
+    def test_settings_stand_in_the_section_of_the_process(self):
+        with tempfile.TemporaryDirectory() as directory:
+            plan = poolers.Plan(Path(directory), 5432, 20, (0,), settings=("hand_over = false", "steering = false"))
+            written = tomllib.loads(poolers._write(plan, "pgpinion.toml", poolers.PGPINION_TOML, 6432).read_text())
+        self.assertEqual((written["pgpinion"]["hand_over"], written["pgpinion"]["steering"]), (False, False))
+        self.assertEqual(written["endpoints"]["main"]["max_connections"], 20)
 
 
 class CasesAreChosen(unittest.TestCase):
@@ -97,6 +130,9 @@ class ReportIsWellFormed(unittest.TestCase):
         body = page[page.index("<body>"):page.index("</body>") + len("</body>")]
         root = xml.etree.ElementTree.fromstring(body)
         self.assertGreaterEqual(len(root.findall(".//svg")), 5)
+        self.assertIn("pgpinion against PgBouncer", page)
+        found["poolers"] = ["pgpinion", "pgpinion-b"]
+        self.assertIn("pgpinion against pgpinion-b", report.page(found, summary.rows(VariantsAreCompared.STEPS)))
 
     def test_axes_cover_their_values(self):
         self.assertEqual([label for _, label in charts.linear("", 47_000, lambda value: f"{value:g}").ticks][-1], "50000")

@@ -216,9 +216,13 @@ impl Ledger {
             let administrator = account.terms.administrator;
             let sums = &account.sums;
             let none_is_free = self.free(administrator) <= 0;
-            let wanted = if none_is_free { sums.lack } else { sums.need };
+            // A connection that is being closed is one of the route's until it has closed.
+            let (wanted, has) = match none_is_free {
+                true => (sums.lack, account.allotted()),
+                false => (sums.need, account.allotted().max(sums.credit)),
+            };
             if wanted <= account.planned
-                || account.allotted() >= account.terms.ceiling
+                || has >= account.terms.ceiling
                 || account.refused_until > now
                 || passed_over.contains(&route)
             {

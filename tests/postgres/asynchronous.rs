@@ -4,12 +4,15 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::cluster::Cluster;
+use crate::console::{self, console, values};
 use crate::crowd::{Crowd, Habit};
 use crate::fake_server::{self, FakeServer, complete, echo, notice, ready, welcome};
 use crate::pooler::{Plan, Target, login};
 use crate::process::eventually;
-use crate::scale::pick;
+use crate::scale::{is_long, pick, seconds};
 use crate::wire::{Client, Fault, Frames};
+
+const SOON: Duration = Duration::from_secs(5);
 
 /// S14: ten thousand notices in a transaction reach their owner in order, and nobody after him.
 #[test]
@@ -120,8 +123,9 @@ fn a2_dead_idle_servers_cost_nothing() {
     for (mode, shards) in [("transaction", 1), ("transaction", 2)] {
         let cluster = Cluster::shared();
         let user = cluster.user("user");
-        let pooler = Plan::new(cluster).mode(mode).shards(shards).max_connections(5).start();
+        let pooler = console::plan(cluster).mode(mode).shards(shards).max_connections(5).start();
         let mut clients: Vec<Client> = (0..5).map(|_| pooler.client(&user)).collect();
+        let mut admin = Target::is_pgpinion().then(|| console(&pooler));
         for _ in 0..5 {
             for client in &mut clients {
                 client.query("begin").expect("a server");
@@ -133,6 +137,12 @@ fn a2_dead_idle_servers_cost_nothing() {
             let pids = cluster.backends(&user);
             assert_eq!(pids.len(), 5, "backends hold five transactions");
             terminate_all(cluster, &user);
+            if let Some(admin) = &mut admin {
+                let all = [("user", user.as_str()), ("shard", "all")];
+                eventually("they are known to be gone, and nobody asked", seconds(2.0, 0.1), || {
+                    values(admin, "SHOW QUOTA", &all, "idle") == ["0"]
+                });
+            }
             eventually("the killed are gone", Duration::from_secs(2), || {
                 let now = cluster.backends(&user);
                 !pids.iter().any(|pid| now.contains(pid))
@@ -142,7 +152,7 @@ fn a2_dead_idle_servers_cost_nothing() {
             }
             assert!(cluster.starts_since(mark, &user) <= pids.len());
         }
-        drop(clients);
+        drop((clients, admin));
         pooler.finish();
     }
 }
@@ -330,14 +340,15 @@ fn servers_that_break_the_protocol_are_closed() {
     if !Target::is_pgpinion() {
         return;
     }
-    let lies: [&[u8]; 5] = [
-        b"D\xff\xff\xff\xff",
-        b"D\x00\x00\x00\x00",
-        b"\x00\x00\x00\x00\x05\x00",
-        b"HTTP/1.1 400 Bad Request\r\n",
-        b"",
+    let broke = "the server broke the protocol: ";
+    let lies: [(&[u8], &str, &str); 5] = [
+        (b"D\xff\xff\xff\xff", "08P01", broke),
+        (b"D\x00\x00\x00\x00", "08P01", broke),
+        (b"\x00\x00\x00\x00\x05\x00", "08P01", broke),
+        (b"HTTP/1.1 400 Bad Request\r\n", "08P01", broke),
+        (b"", "08006", "server"),
     ];
-    for lie in lies {
+    for (lie, code, text) in lies {
         let fake = FakeServer::start(move |mut connection| {
             if !connection.log_in() {
                 return;
@@ -359,7 +370,11 @@ fn servers_that_break_the_protocol_are_closed() {
         client.set_lenient();
         client.set_timeout(Duration::from_secs(5));
         let fault = client.query("lie").map(|reply| reply.sequence).expect_err("no reply is whole");
-        assert!(!fault.is_timeout(), "{fault} after {lie:?}");
+        let Fault::Closed(Some(error)) = &fault else { panic!("{fault} after {lie:?}") };
+        eprintln!("{}: {error}", lie.escape_ascii());
+        assert_eq!(error.code, code, "{error} after {lie:?}");
+        assert!(error.message.contains(text), "{error} after {lie:?}");
+        eventually(&format!("in the log: {error}"), SOON, || pooler.log().contains(&error.message));
         assert_eq!(other.query("select 1").expect("another server").value(), "select 1");
         drop((client, other));
         pooler.finish();
@@ -372,15 +387,15 @@ fn servers_that_fail_logins_are_reported() {
     if !Target::is_pgpinion() {
         return;
     }
-    let scripts: [(&str, &[u8]); 6] = [
-        ("silent", b""),
-        ("garbage", b"\xde\xad\xbe\xef\xde\xad\xbe\xef\xde\xad"),
-        ("huge", b"R\x7f\xff\xff\xff\x00\x00\x00\x00"),
-        ("unknown authentication", b"R\x00\x00\x00\x08\x00\x00\x00\x63"),
-        ("no SQLSTATE", b"E\x00\x00\x00\x12SFATAL\x00Mwords\x00\x00"),
-        ("an error without its end", b"E\x00\x00\x00\x06S\x00"),
+    let scripts: [(&str, &[u8], &str); 6] = [
+        ("silent", b"", "08006"),
+        ("garbage", b"\xde\xad\xbe\xef\xde\xad\xbe\xef\xde\xad", "08P01"),
+        ("huge", b"R\x7f\xff\xff\xff\x00\x00\x00\x00", "08P01"),
+        ("unknown authentication", b"R\x00\x00\x00\x08\x00\x00\x00\x63", "08P01"),
+        ("no SQLSTATE", b"E\x00\x00\x00\x12SFATAL\x00Mwords\x00\x00", "08P01"),
+        ("an error without its end", b"E\x00\x00\x00\x06S\x00", "08P01"),
     ];
-    for (what, bytes) in scripts {
+    for (what, bytes, code) in scripts {
         let fake = FakeServer::start(move |mut connection| {
             if connection.read_startup() {
                 connection.send(bytes);
@@ -398,7 +413,8 @@ fn servers_that_fail_logins_are_reported() {
         let outcome = client.log_in(&login("user")).and_then(|()| client.query("select 1"));
         let fault = outcome.map(|reply| reply.sequence).expect_err(what);
         assert!(!fault.is_timeout() && start.elapsed() < Duration::from_secs(4), "{what}: {fault}");
-        assert!(matches!(fault, Fault::Closed(Some(_))), "{what}: {fault}");
+        eprintln!("{what}: {fault}");
+        assert_eq!(fault.code(), code, "{what}: {fault}");
         drop(client);
         pooler.finish();
     }
@@ -526,7 +542,7 @@ fn a6_a_hundred_thousand_notices() {
         let message = client.read().expect("a notice");
         assert_eq!(message.tag, b'N');
         if i == 1 {
-            assert!(start.elapsed() < Duration::from_millis(500), "the first after {:?}", start.elapsed());
+            assert!(start.elapsed() < seconds(0.5, 0.1), "the first after {:?}", start.elapsed());
         }
         let text = message.error().message;
         assert!(text.starts_with(&format!("{token} {i} ")), "not the {i}th: {}", &text[..60]);
@@ -539,7 +555,9 @@ fn a6_a_hundred_thousand_notices() {
     let mut disturbed = calm.finish();
     disturbed.assert_faultless();
     undisturbed.assert_faultless();
-    let limit = undisturbed.p99() * 3 + Duration::from_millis(40);
+    let relative = undisturbed.p99() * 3 + Duration::from_millis(40);
+    let limit = if is_long() { Duration::from_millis(20) } else { relative };
+    eprintln!("a6: the canary's p99 is {:?}, and was {:?}", disturbed.p99(), undisturbed.p99());
     assert!(disturbed.p99() < limit, "{:?} where {limit:?} is allowed", disturbed.p99());
     drop(client);
     pooler.finish();

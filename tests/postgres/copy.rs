@@ -127,7 +127,7 @@ fn cases(table: &str) -> Vec<Case> {
 /// S06: the same answers as from PostgreSQL, and the next client finds its server free.
 #[test]
 fn s06_copy_matrix() {
-    for (mode, shards) in [("transaction", 1), ("transaction", 2), ("session", 1)] {
+    for (mode, shards) in [("transaction", 1), ("transaction", 2), ("session", 1), ("statement", 2)] {
         let cluster = Cluster::shared();
         let user = cluster.user("user");
         let table = format!("copied_{user}");

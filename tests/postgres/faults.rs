@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -104,6 +105,34 @@ fn s30_backend_termination() {
         eprintln!("s30: {kills} kills of idle ones, no error");
     }
     cluster.assert_log_clean(mark, &ledger, &[]);
+    pooler.finish();
+}
+
+/// S30: the client of a killed backend is told at once, whether it waits for an answer or for nothing.
+#[test]
+fn s30_who_is_affected_is_told_at_once() {
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    let pooler = Plan::new(cluster).shards(2).max_connections(4).start();
+    let mut slowest = Duration::ZERO;
+    for active in [false, true].repeat(pick(5, 50)) {
+        let mut client = pooler.client(&user);
+        client.query("begin").expect("a server");
+        let pid = client.query("select pg_backend_pid()").expect("a server").value();
+        if active {
+            client.send(&Frames::new().query("select pg_sleep(60)").0).expect("open");
+            eventually("it sleeps", Duration::from_secs(5), || {
+                cluster.value(&format!("select state from pg_stat_activity where pid = {pid}")) == "active"
+            });
+        }
+        let start = Instant::now();
+        cluster.sql(&format!("select pg_terminate_backend({pid})"));
+        let told = client.read_to_end(Duration::from_secs(5)).expect("a reason");
+        slowest = slowest.max(start.elapsed());
+        assert!(told.code == "57P01" || !Target::is_pgpinion(), "{told}");
+    }
+    eprintln!("s30: told after {slowest:?} at most");
+    assert!(slowest < seconds(1.0, 0.2), "told after {slowest:?}");
     pooler.finish();
 }
 
@@ -337,7 +366,8 @@ fn failed(errors: Vec<crate::wire::PgError>) -> Result<(), Fault> {
     }
 }
 
-/// S36: the line to the client or to PostgreSQL is cut after every so many bytes; no partial reply counts as whole.
+/// S36: the line to the client or to PostgreSQL is cut after every so many bytes, with or without garbage behind; no
+/// partial reply counts as whole.
 #[test]
 fn s36_cuts_on_both_sides() {
     let cluster = Cluster::shared();
@@ -356,11 +386,13 @@ fn s36_cuts_on_both_sides() {
             if server_side { (&line, pooler.address.clone()) } else { (&front, Address::tcp(front.port())) };
         let calm = Crowd::canary(&pooler.address, &good);
         let mut whole = 0;
-        for cut in (0..600).step_by(pick(if server_side { 19 } else { 2 }, 1)) {
+        for cut in (0..600).step_by(pick(if server_side { 19 } else { 3 }, 1)) {
             for down in [false, true] {
                 cuts.set(Weather {
                     up_bytes: if down { usize::MAX } else { cut },
                     down_bytes: if down { cut } else { usize::MAX },
+                    // Our own clients and PostgreSQL are spared, pgpinion is not; and half of the cuts are clean.
+                    garbage: down == server_side && cut % 2 == 0,
                     ..Weather::FAIR
                 });
                 whole += usize::from(ask_once(&door, &user));
@@ -446,12 +478,16 @@ fn s31_a_server_that_refuses_is_not_stormed() {
     if Target::is_direct() {
         return;
     }
-    let refusing = FakeServer::start(|mut connection| {
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let told = times.clone();
+    let refusing = FakeServer::start(move |mut connection| {
+        told.lock().expect("lock").push(Instant::now());
         if connection.read_startup() {
             connection.send(&fake_server::error("FATAL", "57P03", "the database system is starting up"));
         }
     });
-    let pooler = Plan::to_port(refusing.port()).shards(2).set("query_wait_timeout", 2).start();
+    let patience = pick(2, 10);
+    let pooler = Plan::to_port(refusing.port()).shards(2).set("query_wait_timeout", patience).start();
     std::thread::scope(|scope| {
         for _ in 0..50 {
             scope.spawn(|| {
@@ -465,8 +501,13 @@ fn s31_a_server_that_refuses_is_not_stormed() {
             });
         }
     });
-    let attempts = refusing.accepted();
-    assert!((1..=60).contains(&attempts), "{attempts} attempts in 2 s");
+    let mut times = times.lock().expect("lock").clone();
+    times.sort_unstable();
+    let second = Duration::from_secs(1);
+    let within = |start: &Instant| times.iter().filter(|&at| (*start..*start + second).contains(at)).count();
+    let most = times.iter().map(within).max().unwrap_or(0);
+    eprintln!("s31: {} attempts in {patience} s, {most} in one of them", times.len());
+    assert!((1..=20).contains(&most), "{most} attempts in a second");
     pooler.finish();
 }
 
@@ -482,9 +523,11 @@ fn e3_a_black_hole_is_noticed_on_time() {
     let pooler = Plan::new(cluster)
         .set("server_connect_timeout", 2)
         .set("query_wait_timeout", 3)
+        .set("max_client_conn", 2000)
         .endpoint("hole", hole.address.port(), "lost")
         .start_alone();
-    let crowd = Crowd::start(20, &pooler.address, &user, Habit::LIGHT);
+    let crowd = Crowd::start(pick(20, 1000), &pooler.address, &user, Habit::LIGHT);
+    crowd.live(Duration::ZERO, pick(100, 50_000));
     let start = Instant::now();
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -507,7 +550,9 @@ fn e3_a_black_hole_is_noticed_on_time() {
             pooler.log().lines().any(timed_out)
         });
         let after = start.elapsed();
-        assert!((1800..2400).contains(&(after.as_millis() as u64)), "a timeout of 2 s took {after:?}");
+        eprintln!("e3: a timeout of 2 s took {after:?}");
+        let most = pick(2400, 2200);
+        assert!((1800..most).contains(&(after.as_millis() as u64)), "a timeout of 2 s took {after:?}");
     });
     crowd.finish().assert_faultless();
     pooler.finish();

@@ -1,6 +1,6 @@
 //! Clients that mean harm, or do not know better.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::cluster::Cluster;
 use crate::crowd::{Crowd, Habit};
 use crate::pooler::{Memory, Plan, Pooler, Target, login};
+use crate::process::{self, eventually};
 use crate::random::Random;
 use crate::scale::{is_long, pick, seconds};
 use crate::wire::{Address, Client, Frames, PROTOCOL_3, packet, startup};
@@ -215,7 +216,8 @@ fn s15_plain_violations_close_at_once() {
     for bytes in after_login {
         let mut client = pooler.client(&user);
         client.send(bytes).expect("open");
-        assert!(client.is_closed_within(Duration::from_secs(5)), "still open after {bytes:?}");
+        let error = client.read_to_end(Duration::from_secs(5));
+        assert_eq!(error.expect("a reason").code, "08P01", "{}", bytes.escape_ascii());
     }
     if Target::is_direct() {
         return;
@@ -223,21 +225,29 @@ fn s15_plain_violations_close_at_once() {
     let mut v2 = vec![0, 2, 0, 0];
     v2.extend([0; 288]);
     let long = startup(&[("user", "user"), ("database", "app"), ("application_name", &"x".repeat(10_100))]);
-    let before_login: [(&str, Vec<u8>); 9] = [
-        ("length 0", vec![0; 4]),
-        ("length 4", vec![0, 0, 0, 4]),
-        ("length 7", vec![0, 0, 0, 7, 0, 3, 0]),
-        ("length 2^31", vec![0x80, 0, 0, 0, 0, 3, 0, 0]),
-        ("length 2^32 - 1", vec![0xff, 0xff, 0xff, 0xff, 0, 3, 0, 0]),
-        ("length 1 GB", vec![0x40, 0, 0, 0, 0, 3, 0, 0]),
-        ("protocol 2.0", packet(&v2)),
-        ("a TLS ClientHello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec()),
-        ("more than 10,000 bytes", long),
+    let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
+    let before_login: [(Vec<u8>, &str, &str); 11] = [
+        (vec![0; 4], "08P01", "invalid length 0 of startup packet"),
+        (vec![0, 0, 0, 4], "08P01", "invalid length 4 of startup packet"),
+        (vec![0, 0, 0, 7, 0, 3, 0], "08P01", "invalid length 7 of startup packet"),
+        (vec![0x80, 0, 0, 0, 0, 3, 0, 0], "08P01", "invalid length 2147483648 of startup packet"),
+        (vec![0xff, 0xff, 0xff, 0xff, 0, 3, 0, 0], "08P01", "invalid length 4294967295 of startup packet"),
+        (vec![0x40, 0, 0, 0, 0, 3, 0, 0], "08P01", "invalid length 1073741824 of startup packet"),
+        (packet(b"\0\x03\0\0user\0u"), "08P01", "expected terminator as last byte"),
+        (packet(b"\0\x03\0\0user\0\xff\0\0"), "08P01", "must be UTF-8"),
+        (packet(&v2), "0A000", "unsupported frontend protocol 2.0"),
+        (hello, "08P01", "received a TLS handshake"),
+        (long, "08P01", "of startup packet"),
     ];
-    for (what, bytes) in before_login {
+    for (bytes, code, text) in before_login {
         let mut client = Client::dial(&pooler.address).expect("it accepts");
         let _ = client.stream().try_clone().expect("a descriptor").write_all(&bytes);
-        assert!(client.is_closed_within(Duration::from_secs(5)), "still open after {what}");
+        let error = client.read_to_end(Duration::from_secs(5));
+        let error = error.unwrap_or_else(|| panic!("closed without a word, not because of: {text}"));
+        assert_eq!((error.severity.as_str(), error.code.as_str()), ("FATAL", code), "{error}");
+        assert!(error.message.contains(text), "{error}, and not: {text}");
+        let told = format!("in the log: {error}");
+        eventually(&told, Duration::from_secs(5), || pooler.log().contains(&error.message));
     }
     pooler.finish();
 }
@@ -292,7 +302,7 @@ fn s16_memory_follows_what_was_sent() {
     pooler.finish();
 }
 
-/// S17: clients that never finish their login are closed on time, and good logins go on.
+/// S17: clients that never finish their login, half of them after an SSLRequest, are closed on time, and good logins go on.
 #[test]
 fn s17_slowloris() {
     if Target::is_direct() {
@@ -307,8 +317,22 @@ fn s17_slowloris() {
         let hello = startup(&login(&user));
         let started = Instant::now();
         let mut slow = Vec::new();
-        for _ in 0..pick(200, 2000) {
-            slow.push(Client::dial(&pooler.address).expect("it accepts"));
+        process::allow_descriptors(3000);
+        for number in 0..pick(200, 2000) {
+            let mut client = Client::dial(&pooler.address).expect("it accepts");
+            if number % 2 == 0 {
+                // The answer is no, and then it may go on without.
+                client.send(&packet(&SSL_REQUEST.to_be_bytes())).expect("open");
+                let mut answer = [0];
+                client
+                    .stream()
+                    .try_clone()
+                    .expect("a descriptor")
+                    .read_exact(&mut answer)
+                    .expect("an answer");
+                assert_eq!(answer, *b"N");
+            }
+            slow.push(client);
             // Not faster than a listener's queue can take: a dropped SYN comes again after a second.
             sleep(Duration::from_millis(1));
         }
@@ -566,3 +590,6 @@ fn corpus_seeds() -> Vec<Vec<u8>> {
         startup(&[("user", "u"), ("database", "app"), ("application_name", "x")]),
     ]
 }
+
+/// The code of an SSLRequest.
+const SSL_REQUEST: u32 = 80_877_103;

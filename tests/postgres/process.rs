@@ -14,6 +14,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 
@@ -242,6 +243,14 @@ fn tcp_sockets() -> Vec<TcpSocket> {
 pub fn cpus() -> Vec<usize> {
     let set = sched_getaffinity(Pid::from_raw(0)).expect("own mask");
     (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect()
+}
+
+/// Makes room for so many open sockets in this process, as far as it may.
+pub fn allow_descriptors(count: usize) {
+    let (now, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("own limits");
+    let wanted = now.max(count as u64);
+    assert!(wanted <= most, "{count} descriptors are needed, and {most} allowed");
+    setrlimit(Resource::RLIMIT_NOFILE, wanted, most).expect("within the hard limit");
 }
 
 /// A TCP port nobody listens on, below those the kernel gives to outgoing connections, so that none of our own

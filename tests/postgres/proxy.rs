@@ -17,6 +17,8 @@ pub struct Weather {
     /// Bytes to the one who dialled before the cut.
     pub down_bytes: usize,
     pub pace: Pace,
+    /// What is cut ends in bytes that mean nothing.
+    pub garbage: bool,
 }
 
 /// How fast bytes go, both ways.
@@ -32,7 +34,8 @@ pub enum Pace {
 }
 
 impl Weather {
-    pub const FAIR: Weather = Weather { up_bytes: usize::MAX, down_bytes: usize::MAX, pace: Pace::Full };
+    pub const FAIR: Weather =
+        Weather { up_bytes: usize::MAX, down_bytes: usize::MAX, pace: Pace::Full, garbage: false };
 
     pub fn paced(pace: Pace) -> Self {
         Weather { pace, ..Weather::FAIR }
@@ -87,11 +90,9 @@ impl Proxy {
                 let (down_too, up_too) = (down.try_clone().expect("one"), up.try_clone().expect("one"));
                 let number = made.fetch_add(1, Ordering::Relaxed);
                 let silence = (silent.clone(), number);
-                std::thread::spawn(move || forward(down, up, weather.up_bytes, weather.pace, silence));
+                std::thread::spawn(move || forward(down, up, weather.up_bytes, weather, silence));
                 let silence = (silent.clone(), number);
-                std::thread::spawn(move || {
-                    forward(up_too, down_too, weather.down_bytes, weather.pace, silence)
-                });
+                std::thread::spawn(move || forward(up_too, down_too, weather.down_bytes, weather, silence));
             }
         });
         proxy
@@ -132,7 +133,7 @@ fn forward(
     mut from: TcpStream,
     mut to: TcpStream,
     mut left: usize,
-    pace: Pace,
+    Weather { pace, garbage, .. }: Weather,
     (silent, number): (Arc<AtomicUsize>, usize),
 ) {
     let mut random = Random::new(36);
@@ -153,6 +154,13 @@ fn forward(
         alive = pieces.all(|piece| to.write_all(piece).is_ok());
         left -= count;
     }
+    if garbage && left == 0 {
+        let _ = to.write_all(&GARBAGE);
+    }
     let _ = to.shutdown(Shutdown::Both);
     let _ = from.shutdown(Shutdown::Both);
 }
+
+/// Less than the shortest message, of which no tag and no length is any; what is behind a cut in the middle of a
+/// message is its end.
+const GARBAGE: [u8; 4] = [0xa5; 4];

@@ -131,12 +131,20 @@ impl World {
         rested
     }
 
-    /// The operator changes the limits.
+    /// The operator changes the limits, and what is promised of them.
     fn new_limits(&mut self) -> bool {
         let mut config = Config::clone(&self.config);
         for (endpoint, cluster) in config.endpoints.iter_mut().zip(&mut self.clusters) {
             endpoint.max_connections = 1 + self.chance.below(3 * self.plan.shards);
             cluster.max_connections = cluster.max_connections.max(endpoint.max_connections);
+        }
+        if self.plan.uneven {
+            let limits: Vec<usize> = config.endpoints.iter().map(|each| each.max_connections).collect();
+            let shares = self.plan.shares.draw(&mut self.later, &self.plan.endpoints(), &limits);
+            shares.apply(&mut config);
+        }
+        for (most, endpoint) in self.for_users.iter_mut().zip(&config.endpoints) {
+            *most = (*most).max(endpoint.max_connections - endpoint.reserve);
         }
         self.config = Arc::new(config);
         true
@@ -146,10 +154,11 @@ impl World {
     pub fn configure(&mut self) -> bool {
         let limits: Vec<usize> = self.config.endpoints.iter().map(|each| each.max_connections).collect();
         let others: Vec<usize> = (0..self.nodes.len())
-            .filter(|&shard| self.nodes[shard].limits != limits && !self.is_stalled(shard))
+            .filter(|&shard| !Arc::ptr_eq(&self.nodes[shard].config, &self.config) && !self.is_stalled(shard))
             .collect();
         let Some(shard) = self.chance.pick(&others) else { return false };
         self.nodes[shard].limits = limits;
+        self.nodes[shard].config = self.config.clone();
         let config = self.config.clone();
         self.tell(shard, &[], |shard| shard.configure(config));
         true

@@ -10,7 +10,8 @@
 //! - each client's bytes are exactly what a PostgreSQL of its own would have sent, up to the point where a fault ended
 //!   its session, which it is then told;
 //! - connections that PostgreSQL has open, and those being opened, never exceed `max_connections` over all shards. A
-//!   backend counts until its process has ended, whatever the pooler thinks;
+//!   backend counts until its process has ended, whatever the pooler thinks. No route has more than its ceiling, nor
+//!   users more than what is not reserved;
 //! - no backend sees a statement of one client within the transaction of another;
 //! - each server holds one permit, and is somewhere; nobody waits on a shard beside an idle server of the same route;
 //!   nobody is in a state that no event takes it out of;
@@ -27,6 +28,7 @@ mod network;
 mod oracles;
 mod plan;
 mod postgres;
+mod shares;
 mod steps;
 mod world;
 
@@ -67,7 +69,7 @@ fn run(test: &str, faults: Faults) {
         // A world in which nothing happens proves nothing.
         assert!(all.served > 0 && all.transactions > all.served && all.opened > 0, "{all:?}");
         assert!(all.handed_over > 0 && all.steered > 0 && all.told > 0, "{all:?}");
-        assert!(all.notified > 0, "{all:?}");
+        assert!(all.notified > 0 && all.uneven > 0, "{all:?}");
         assert_eq!(
             all.unsound > 0,
             faults.servers_dawdle || faults.shards_stall || faults.servers_die,

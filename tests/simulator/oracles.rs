@@ -81,11 +81,35 @@ impl World {
             self.check_shard(number);
         }
         (0..self.clusters.len()).for_each(|endpoint| self.check_permits(endpoint));
+        self.check_shares();
         let here: usize = self.nodes.iter().map(|node| node.shard.census().servers).sum();
         let letters = self.nodes.iter().flat_map(|node| &node.inbox);
         let servers = here + letters.filter(|(_, letter, _)| matches!(letter, Letter::Server(..))).count();
         let sockets = self.sockets.values().filter(|socket| socket.is_server()).count();
         assert_eq!(servers, sockets + self.dials.len(), "every server is somewhere");
+    }
+
+    /// No route has more than its ceiling. Users have no more than has ever been left to them, until it is taken back.
+    fn check_shares(&self) {
+        for ((database, user, _), ceiling) in self.plan.routes.iter().zip(&self.ceilings) {
+            let held = self.held_by(|name| *name.database == **database && *name.user == **user);
+            assert!(ceiling.is_none_or(|most| held <= most), "{user} has {held} of {ceiling:?}");
+        }
+        for (endpoint, &most) in self.for_users.iter().enumerate() {
+            let held = self.held_by_users(endpoint);
+            assert!(held <= most, "users have {held} of {most}, the rest is reserved");
+        }
+    }
+
+    fn held_by_users(&self, endpoint: usize) -> usize {
+        self.held_by(|name| {
+            self.config.databases[name.section].endpoint == endpoint && !self.config.is_admin(&name.user)
+        })
+    }
+
+    fn held_by(&self, wanted: impl Fn(&RouteName) -> bool) -> usize {
+        let routes = self.nodes.iter().flat_map(|node| node.shard.routes());
+        routes.filter(|route| wanted(route.name)).map(|route| route.held).sum()
     }
 
     /// Nobody waits for long beside what could serve it: an idle server of its route on another shard, or a free permit.
@@ -128,16 +152,21 @@ impl World {
             let endpoint = self.config.databases[route.section].endpoint;
             let ceiling = self.config.terms(&route.database, &route.user).ceiling;
             let may_grow = dials_succeed && ceiling.is_none_or(|ceiling| sum.held < ceiling);
-            sum.waiting > 0 && (sum.idle > 0 || (may_grow && self.is_permit_free(endpoint)))
+            sum.waiting > 0 && (sum.idle > 0 || (may_grow && self.is_permit_free(endpoint, route)))
         };
         let chosen = routes.into_iter().filter(|(route, sum)| withheld(route, sum));
         chosen.map(|(route, _)| route).collect()
     }
 
-    fn is_permit_free(&self, endpoint: usize) -> bool {
-        let given =
-            |node: &Node| node.shard.permits_given(endpoint).map(|given| given < node.limits[endpoint]);
-        self.nodes.iter().find_map(given).unwrap_or(false)
+    /// One that this route may have: the keeper of the ledger knows.
+    fn is_permit_free(&self, endpoint: usize, route: &RouteName) -> bool {
+        let free = |node: &Node| {
+            let given = node.shard.permits_given(endpoint)?;
+            let left_to_users = node.limits[endpoint] - node.config.endpoints[endpoint].reserve;
+            let may = self.config.is_admin(&route.user) || self.held_by_users(endpoint) < left_to_users;
+            Some(given < node.limits[endpoint] && may)
+        };
+        self.nodes.iter().find_map(free).unwrap_or(false)
     }
 
     /// When all that could happen has.

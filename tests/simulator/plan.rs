@@ -1,7 +1,8 @@
 //! What a run is like, drawn from its seed: how many of everything, how fast, and what goes wrong.
 
 use crate::chance::Chance;
-use crate::client::{ADMINISTRATOR, Habits};
+use crate::client::Habits;
+use crate::shares::Shares;
 use pgpinion::config::{Config, Delay, LeakPolicy, PoolMode, RouteSettings};
 use std::time::Duration;
 
@@ -52,8 +53,10 @@ pub struct Plan {
     pub hand_over: bool,
     /// Clients are steered to the shards that their route lives on.
     pub steering: bool,
-    /// Routes that may have so many connections only, which live on few shards.
-    pub ceilings: Vec<Option<usize>>,
+    /// What the routes may have. Those with a ceiling live on few shards.
+    pub shares: Shares,
+    /// They are not even, and may change with the limits.
+    pub uneven: bool,
     /// One in so many chances for something to go wrong is taken.
     pub fault_every: usize,
     /// Clients of a route all come to one shard.
@@ -100,7 +103,7 @@ impl Plan {
                 (database.to_owned(), format!("u{number}"), 1 + chance.below(crowd))
             })
             .collect();
-        Self {
+        let mut plan = Self {
             shards,
             limits,
             mode,
@@ -109,7 +112,7 @@ impl Plan {
             weights: (0..kinds).map(|_| [1, 3, 10, 30][chance.below(4)]).collect(),
             hand_over: chance.one_in(2),
             steering: chance.one_in(2),
-            ceilings: routes.iter().map(|_| chance.one_in(3).then(|| 1 + chance.below(4))).collect(),
+            shares: Shares::even(&draw_ceilings(chance, routes.len()), endpoints),
             fault_every: [10, 50, 200][chance.below(3)],
             flock: chance.one_in(3),
             patience: if faults.impatient { Duration::from_millis(500) } else { Duration::from_secs(3600) },
@@ -122,8 +125,13 @@ impl Plan {
             ),
             notify: [None, Some(Duration::from_micros(100)), Some(Duration::from_millis(5))][later.below(3)],
             introduces: later.one_in(2),
+            uneven: later.one_in(2),
             routes,
+        };
+        if plan.uneven {
+            plan.shares = plan.shares.draw(later, &plan.endpoints(), &plan.limits);
         }
+        plan
     }
 
     /// The shard that a client comes to if its route flocks.
@@ -148,15 +156,14 @@ impl Plan {
         let mut config = Config::upstream("127.0.0.1:5432", &[0]).expect("a valid address");
         config.pool_mode = self.mode;
         config.leak_policy = self.leak_policy;
-        config.admin_users = vec![ADMINISTRATOR.into()];
         (config.steering, config.hand_over) = (self.steering, self.hand_over);
-        for ((database, user, _), &ceiling) in self.routes.iter().zip(&self.ceilings) {
+        for (database, user, _) in &self.routes {
             config.routes.push(RouteSettings {
                 database: database.clone(),
                 user: user.clone(),
                 weight: 1,
                 min_connections: 0,
-                max_connections: ceiling,
+                max_connections: None,
                 leak_policy: None,
             });
         }
@@ -179,6 +186,17 @@ impl Plan {
             database.endpoint = 1;
             config.databases.push(database);
         }
+        self.shares.apply(&mut config);
         config
     }
+
+    /// The endpoint of each route.
+    pub fn endpoints(&self) -> Vec<usize> {
+        self.routes.iter().map(|(database, ..)| usize::from(database == "other")).collect()
+    }
+}
+
+/// Routes that may have so many connections only.
+fn draw_ceilings(chance: &mut Chance, routes: usize) -> Vec<Option<usize>> {
+    (0..routes).map(|_| chance.one_in(3).then(|| 1 + chance.below(4))).collect()
 }

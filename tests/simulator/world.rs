@@ -25,6 +25,8 @@ pub struct World {
     pub faults: Faults,
     pub plan: Plan,
     pub chance: Chance,
+    /// For what was added later: all else stays as it was.
+    pub later: Chance,
     pub now: Instant,
     pub nodes: Vec<Node>,
     pub sockets: BTreeMap<u32, Socket>,
@@ -37,6 +39,9 @@ pub struct World {
     pub draining: bool,
     /// What the shards are told to go on with, and will be one after the other.
     pub config: Arc<Config>,
+    /// What each route may have at most, and all users' routes of each endpoint together have ever been allowed.
+    pub ceilings: Vec<Option<usize>>,
+    pub for_users: Vec<usize>,
     /// The connection that was taken out of a ring and goes with the next letter.
     pub descriptor: Option<u32>,
     /// The shard that the last step concerned.
@@ -61,6 +66,8 @@ pub struct Story {
     pub notified: u64,
     /// Servers that did not pass their check.
     pub unsound: u64,
+    /// Runs in which routes had weights, floors, or administrators a reserve.
+    pub uneven: u64,
     /// Clients that had all answers, or left.
     pub served: u64,
     /// Clients whose session was ended.
@@ -79,6 +86,7 @@ impl std::ops::AddAssign for Story {
         self.told += other.told;
         self.notified += other.notified;
         self.unsound += other.unsound;
+        self.uneven += other.uneven;
         self.served += other.served;
         self.lost += other.lost;
         self.faults += other.faults;
@@ -96,6 +104,8 @@ pub struct Node {
     pub inbox: VecDeque<(usize, Letter<()>, Option<u32>)>,
     /// `max_connections` of the endpoints, as far as it knows.
     pub limits: Vec<usize>,
+    /// What it was told last.
+    pub config: Arc<Config>,
 }
 
 impl Node {
@@ -116,7 +126,8 @@ pub struct Dial {
 impl World {
     pub fn new(seed: u64, faults: Faults) -> Self {
         let mut chance = Chance::new(seed);
-        let plan = Plan::draw(&mut chance, &mut Chance::new(!seed), faults, Self::KINDS.len());
+        let mut later = Chance::new(!seed);
+        let plan = Plan::draw(&mut chance, &mut later, faults, Self::KINDS.len());
         let config = Arc::new(plan.config());
         let nodes = (0..plan.shards).map(|number| Node {
             shard: Shard::new(
@@ -130,6 +141,7 @@ impl World {
             told_to_drain: false,
             inbox: VecDeque::new(),
             limits: plan.limits.clone(),
+            config: config.clone(),
         });
         let mut clients = Vec::new();
         for (database, user, count) in &plan.routes {
@@ -152,8 +164,11 @@ impl World {
             faults,
             nodes,
             clusters: plan.limits.iter().map(|&limit| Cluster::new(limit, plan.introduces)).collect(),
+            ceilings: config.routes.iter().map(|route| route.max_connections).collect(),
+            for_users: config.endpoints.iter().map(|each| each.max_connections - each.reserve).collect(),
             plan,
             chance,
+            later,
             now: Instant::from_nanos(1),
             sockets: BTreeMap::new(),
             next_socket: 0,
@@ -193,6 +208,7 @@ impl World {
         story.told = self.clients.iter().map(|client| client.was_told() as u64).sum();
         story.notified = self.clients.iter().map(|client| client.notified).sum();
         story.unsound = self.unsound;
+        story.uneven = u64::from(self.plan.uneven);
         story.served = self.clients.iter().filter(|client| client.done).count() as u64;
         story.faults = self.kinds[Self::KINDS.len() - 1];
         story.lost = self.clients.len() as u64 - story.served;

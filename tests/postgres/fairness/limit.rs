@@ -169,39 +169,56 @@ fn f15_a_slow_close_keeps_its_permit() {
 }
 
 /// F14: who keeps a connection for a session keeps it, whoever waits; who waits is told, and served when one is free.
+/// A route keeps no more than it may have at all.
 #[test]
 fn f14_pinned_connections_are_not_taken() {
     if !Target::is_pgpinion() {
         return;
     }
     let cluster = Cluster::shared();
-    let (user, other) = (cluster.user("user"), cluster.user("other"));
-    let pooler =
-        plan(cluster).mode("session").shards(2).max_connections(6).set("query_wait_timeout", 0.5).start();
-    let mut pinned: Vec<Client> = (0..6).map(|_| pooler.client(&user)).collect();
-    for client in &mut pinned {
-        client.query("create temp table mine (i int)").expect("a server");
+    for mode in ["session", "transaction"] {
+        let (user, other) = (cluster.user("user"), cluster.user("other"));
+        let plan = plan(cluster).mode(mode).set("leak_policy", "\"pin\"").set("query_wait_timeout", 0.5);
+        let pooler = plan.route(&user, "max_connections = 6").shards(2).max_connections(7).start();
+        let mut pinned: Vec<Client> = (0..6).map(|_| pinning(&pooler, &user)).collect();
+        assert_told(&pooler, &user);
+        let mut last = pinning(&pooler, &other);
+        for waiter in [&user, &other] {
+            assert_told(&pooler, waiter);
+        }
+        let mut admin = console(&pooler);
+        for (user, count) in [(&user, "6"), (&other, "1")] {
+            let all = [("user", user.as_str()), ("shard", "all")];
+            for column in ["permits", "linked", "pinned"] {
+                assert_eq!(values(&mut admin, "SHOW QUOTA", &all, column), [count], "{column}, {mode} mode");
+            }
+        }
+        for client in &mut pinned {
+            client.query("insert into mine values (1)").expect("the same server");
+        }
+        last.send(&Frames::new().terminate().0).expect("open");
+        assert_eq!(pooler.client(&other).query("select 1").expect("the free one").value(), "1");
+        drop((pinned, last, admin));
+        pooler.finish();
     }
-    for waiter in [&user, &other] {
-        let start = Instant::now();
-        let told = match pooler.try_client(waiter) {
-            Ok(mut client) => client.query("select 1").expect_err("all are pinned").to_string(),
-            Err(fault) => fault.to_string(),
-        };
-        assert!(told.contains("query_wait_timeout"), "{told}");
-        assert!((0.5..2.0).contains(&start.elapsed().as_secs_f64()), "told after {:?}", start.elapsed());
-    }
-    let mut admin = console(&pooler);
-    let all = [("user", user.as_str()), ("shard", "all")];
-    assert_eq!(values(&mut admin, "SHOW QUOTA", &all, "linked"), ["6"]);
-    for client in &mut pinned {
-        client.query("insert into mine values (1)").expect("the same server");
-    }
-    let mut last = pinned.pop().expect("six");
-    last.send(&Frames::new().terminate().0).expect("open");
-    assert_eq!(pooler.client(&other).query("select 1").expect("the free one").value(), "1");
-    drop((pinned, last, admin));
-    pooler.finish();
+}
+
+/// A client that has made a server its own.
+fn pinning(pooler: &Pooler, user: &str) -> Client {
+    let mut client = pooler.client(user);
+    client.query("create temp table mine (i int)").expect("a server");
+    client
+}
+
+/// A client that asks now is told in time that it waited in vain.
+fn assert_told(pooler: &Pooler, user: &str) {
+    let start = Instant::now();
+    let told = match pooler.try_client(user) {
+        Ok(mut client) => client.query("select 1").expect_err("all are pinned").to_string(),
+        Err(fault) => fault.to_string(),
+    };
+    assert!(told.contains("query_wait_timeout"), "{told}");
+    assert!((0.5..2.0).contains(&start.elapsed().as_secs_f64()), "told after {:?}", start.elapsed());
 }
 
 const KILL: &str = "select pg_terminate_backend(pid) from pg_stat_activity

@@ -130,6 +130,41 @@ fn shares_follow_weights() {
     }
 }
 
+/// Two busy routes of 12 connections get other weights and a floor while they work, and PostgreSQL sees what they hold.
+#[test]
+fn shares_follow_a_reload() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let users = users(cluster, 2);
+    let first = "weight = 1\nmin_connections = 0";
+    let plan = Plan::new(cluster).shards(2).max_connections(12).route(&users[0], first);
+    let pooler = plan.start_alone();
+    let demands: Vec<Demand> = users.iter().map(|user| Demand::start(&pooler, user, 12, TEN_MS)).collect();
+    let held = || [0, 1].map(|route| cluster.backends(&users[route]).len());
+    let near = |wanted: usize| held()[0].abs_diff(wanted) <= 1 && held()[1].abs_diff(12 - wanted) <= 1;
+    eventually("they have the same", SOON, || near(6));
+    let mut now = first;
+    for (terms, part) in [
+        ("weight = 3\nmin_connections = 0", 9),
+        ("weight = 1\nmin_connections = 0", 6),
+        ("weight = 1\nmin_connections = 10", 10),
+    ] {
+        pooler.reload(|text| text.replace(now, terms));
+        eventually(&format!("{part} of 12 with {terms:?}"), SOON, || near(part));
+        now = terms;
+    }
+    // A part is right but for one. A floor is a promise.
+    eventually("the floor is reached", SOON, || held()[0] == 10);
+    let watch = Watch::start(cluster, 5 * MS);
+    sleep(seconds(0.3, 5.0));
+    let seen = watch.finish();
+    assert!(seen.0.iter().all(|moment| moment.of(&users[0]) == 10), "less than its floor");
+    assert_eq!(pooler.log().matches("reload: applied on all shards").count(), 3);
+    finish(demands, pooler);
+}
+
 /// F1: four routes on ten connections hold two or three each, get the same, and nothing is opened and closed for it.
 #[test]
 fn f1_four_routes_on_ten_connections() {

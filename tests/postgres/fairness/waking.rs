@@ -3,12 +3,14 @@
 //! Reloads that remove a route, and the loss of a shard, are not among them: the one waits for a restart, the other
 //! ends the process.
 
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use super::SOON;
 use crate::cluster::Cluster;
 use crate::console::{console, plan, values};
-use crate::pooler::{Plan, Pooler, Target};
+use crate::fake_server::{FakeServer, error, welcome};
+use crate::pooler::{Plan, Pooler, Target, login};
 use crate::process::eventually;
 use crate::wire::{Client, Frames};
 
@@ -22,7 +24,13 @@ struct Queue {
 
 impl Queue {
     fn new(cluster: &Cluster, plan: Plan, held: usize) -> Self {
-        let (user, other) = (cluster.user("user"), cluster.user("other"));
+        let user = cluster.user("user");
+        Self::of(cluster, plan, held, user)
+    }
+
+    /// The same, of this user.
+    fn of(cluster: &Cluster, plan: Plan, held: usize, user: String) -> Self {
+        let other = cluster.user("other");
         let pooler = plan.shards(2).max_connections(held).start();
         // The login of a route's first client needs a server itself.
         let mut waiter = pooler.client(&other);
@@ -149,7 +157,69 @@ fn f7_a_connection_fails() {
     pooler.finish();
 }
 
-/// What has rested for `server_idle_timeout` is closed; what was kept for its floor is free then, too.
+/// A client waits while the only permit is that of a connection being made, and that connection is refused.
+#[test]
+fn f7_a_connection_fails_that_another_waits_for() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    let (arrived, arrival) = mpsc::channel();
+    let (refuse, refused) = mpsc::channel::<()>();
+    let refused = Mutex::new(refused);
+    let fake = FakeServer::start(move |mut connection| {
+        if !connection.read_startup() {
+            return;
+        }
+        if connection.startup.windows(6).any(|bytes| bytes == b"barred") {
+            let _ = arrived.send(());
+            let _ = refused.lock().expect("lock").recv();
+            connection.send(&error("FATAL", "28000", "barred"));
+        } else if connection.send(&welcome(connection.number)) {
+            connection.serve();
+        }
+    });
+    let plan = Plan::to_port(fake.port()).set("admin_users", "[\"dba\"]");
+    let pooler = plan.shards(2).max_connections(1).start();
+    let mut waiter = pooler.client("other");
+    let address = pooler.address.clone();
+    let barred = std::thread::spawn(move || Client::connect(&address, &login("barred")));
+    arrival.recv_timeout(SOON).expect("its connection is made, with the only permit");
+    waiter.send(&Frames::new().query("served").0).expect("open");
+    wait_for_one(&pooler, "other");
+    let start = Instant::now();
+    drop(refuse);
+    assert_eq!(waiter.collect().expect("a server").value(), "served");
+    eprintln!("f7: a connection fails: served after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(1), "after {:?}", start.elapsed());
+    let fault = barred.join().expect("a client").expect_err("it may not log in");
+    assert_eq!(fault.code(), "28000", "{fault}");
+    drop(waiter);
+    pooler.finish();
+}
+
+/// What rests is kept for its floor, whoever else waits; when it has rested for `server_idle_timeout` it is free.
+#[test]
+fn f7_idle_connections_expire_that_another_waits_for() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let user = cluster.user("user");
+    let plan = plan(cluster).route(&user, "min_connections = 2").set("server_idle_timeout", 0.5);
+    let mut queue = Queue::of(cluster, plan, 2, user);
+    let start = Instant::now();
+    queue.holders.iter_mut().for_each(|holder| drop(holder.query("commit").expect("its server")));
+    let reply = queue.waiter.collect().expect("a server, in the end");
+    let took = start.elapsed();
+    eprintln!("f7: idle connections expire: served after {took:?}");
+    assert_eq!(reply.value(), "1");
+    assert!(took >= Duration::from_millis(500), "the floor was not kept: {took:?}");
+    assert!(took < Duration::from_millis(1500), "after {took:?}");
+    drop((queue.holders, queue.waiter));
+    queue.pooler.finish();
+}
+
+/// The permits of what has expired are back.
 #[test]
 fn f7_idle_connections_expire() {
     if !Target::is_pgpinion() {
