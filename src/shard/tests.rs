@@ -241,3 +241,20 @@ fn a_bind_that_waits_for_a_description_of_the_same_batch_is_not_stuck() {
         .collect();
     assert!(sent.ends_with(&message(b'H', b"")), "{}", String::from_utf8_lossy(&sent));
 }
+
+/// Found by fuzzing: the COPY had failed, the server executed the command, and kept for its next client what that had left.
+#[test]
+fn what_is_said_among_the_data_of_a_copy_is_watched_too() {
+    let mut config = Config::upstream("127.0.0.1:5432", &[0]).unwrap();
+    (config.endpoints[0].max_connections, config.leak_policy) = (1, LeakPolicy::Reset);
+    let shard = Shard::new(Arc::new(config), ShardId(0), 1, 0, Secret::new([7; 32]));
+    let (mut shard, (client, _), (server, key)) = linked_on(shard);
+    shard.sent(server, 1000);
+    shard.received(server, &message(b'G', &[0; 3]));
+    shard.received(client, &[message(b'd', b"wrong"), message(b'Q', b"LISTEN x\0")].concat());
+    shard.sent(server, 1000);
+    let failed = [message(b'E', b"SERROR\0C22P04\0\0"), message(b'Z', b"I")].concat();
+    shard.received(server, &[failed, message(b'C', b"LISTEN\0"), message(b'Z', b"I")].concat());
+    assert_eq!(shard.census().idle, 0, "it is cleaned first");
+    assert!(matches!(shard.servers.get(key).unwrap().state, server::State::Cleaning(_)));
+}
