@@ -276,8 +276,9 @@ impl Exchange<'_> {
         if !self.server.cache.is_described(statement) {
             self.prepare(statement, owed);
             self.learn(statement.clone(), None, owed);
-            put_header(self.out, tag::FLUSH, 0);
         }
+        // PostgreSQL may keep the answer to itself, even to an earlier Describe, until the Sync that waits behind this.
+        put_header(self.out, tag::FLUSH, 0);
         Verdict::Stalled
     }
 

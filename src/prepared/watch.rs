@@ -26,7 +26,8 @@ impl Exchange<'_> {
     #[inline]
     pub(super) fn watch(&mut self, tag: u8, body: &[u8], length: usize, owed: &mut Owed) -> Option<Verdict> {
         self.watch.as_ref()?;
-        if !matches!(tag, tag::QUERY | tag::PARSE | tag::FUNCTION_CALL) || self.is_skipped(owed) {
+        // What comes among the data of a COPY ends the session, or is executed if the COPY has failed meanwhile.
+        if !matches!(tag, tag::QUERY | tag::PARSE | tag::FUNCTION_CALL) || owed.awaits_sync() {
             return None;
         }
         let seen = match tag {

@@ -211,6 +211,8 @@ impl Owed {
                 Some(end) => {
                     let kept = self.entries.pop_front();
                     noted = self.strike(end);
+                    // A Sync among the data was ignored: without another one the batch goes on.
+                    self.batch_open |= first == Kind::Execute && self.endings == 0;
                     self.entries.extend(kept);
                     self.entries.rotate_right(usize::from(kept.is_some()));
                 }
@@ -452,6 +454,10 @@ mod tests {
                 &[('>', "Q"), ('<', "G"), ('>', "dc"), ('<', "CG"), ('>', "c"), ('<', "CZ")],
             ),
             ("extended copy, sync ignored", &[('>', "PBES"), ('<', "12G"), ('>', "ddcS"), ('<', "CZ")]),
+            (
+                "extended copy, its sync comes late",
+                &[('>', "PBES"), ('<', "12G"), ('>', "dc"), ('<', "C"), ('>', "S"), ('<', "Z")],
+            ),
             ("copy both, ended by the client", &[('>', "Q"), ('<', "Wdd"), ('>', "ddc"), ('<', "dcCZ")]),
             ("copy both, ended by the server", &[('>', "Q"), ('<', "Wddc"), ('>', "dc"), ('<', "TDCCZ")]),
             ("copy both, nobody ends it", &[('>', "Q"), ('<', "WdEZ")]),
@@ -474,6 +480,9 @@ mod tests {
             ("skipping", &[('>', "PBH"), ('<', "E")]),
             ("copy open", &[('>', "Q"), ('<', "G")]),
             ("batch after sync", &[('>', "PSP"), ('<', "1Z1")]),
+            // Found by fuzzing: it was given to the next client within the implicit transaction of the COPY.
+            ("extended copy before its sync", &[('>', "PBES"), ('<', "12G"), ('>', "dc"), ('<', "C")]),
+            ("sync within the data", &[('>', "PBE"), ('<', "12G"), ('>', "dSc"), ('<', "C")]),
         ];
         for (name, script) in scripts {
             let owed = play(script).unwrap_or_else(|nonsense| panic!("{name}: {nonsense}"));

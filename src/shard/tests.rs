@@ -217,3 +217,44 @@ fn a_transaction_in_statement_pooling_ends_the_session_whatever_follows() {
     assert_eq!(*passed, 0..11, "the answer, and no ReadyForQuery");
     assert!(error.starts_with(b"E") && String::from_utf8_lossy(error).contains("statement pooling"));
 }
+
+/// Found by fuzzing: the Describe of ours that the Bind waits for was in the same batch, and nothing made PostgreSQL say what
+/// came of it. The client's Sync waited behind the Bind, for ever.
+#[test]
+fn a_bind_that_waits_for_a_description_of_the_same_batch_is_not_stuck() {
+    let mut config = Config::upstream("127.0.0.1:5432", &[0]).unwrap();
+    config.max_prepared_statements = 1;
+    let mut shard = Shard::new(Arc::new(config), ShardId(0), 1, 0, Secret::new([7; 32]));
+    let (client, _) = client(&mut shard, 0);
+    let server = dials(&mut shard)[0];
+    log_in(&mut shard, server);
+    effects(&mut shard);
+    let parses = [message(b'P', b"a\0select 1\0\0\0"), message(b'P', b"b\0select 2\0\0\0")].concat();
+    shard.received(client, &[parses, message(b'B', b"\0a\0\0\0\0\0\0\0"), message(b'S', b"")].concat());
+    let sent: Vec<u8> = effects(&mut shard)
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { socket, piece: Piece::Own(bytes) } if socket.slot == 100 => Some(bytes),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    assert!(sent.ends_with(&message(b'H', b"")), "{}", String::from_utf8_lossy(&sent));
+}
+
+/// Found by fuzzing: the COPY had failed, the server executed the command, and kept for its next client what that had left.
+#[test]
+fn what_is_said_among_the_data_of_a_copy_is_watched_too() {
+    let mut config = Config::upstream("127.0.0.1:5432", &[0]).unwrap();
+    (config.endpoints[0].max_connections, config.leak_policy) = (1, LeakPolicy::Reset);
+    let shard = Shard::new(Arc::new(config), ShardId(0), 1, 0, Secret::new([7; 32]));
+    let (mut shard, (client, _), (server, key)) = linked_on(shard);
+    shard.sent(server, 1000);
+    shard.received(server, &message(b'G', &[0; 3]));
+    shard.received(client, &[message(b'd', b"wrong"), message(b'Q', b"LISTEN x\0")].concat());
+    shard.sent(server, 1000);
+    let failed = [message(b'E', b"SERROR\0C22P04\0\0"), message(b'Z', b"I")].concat();
+    shard.received(server, &[failed, message(b'C', b"LISTEN\0"), message(b'Z', b"I")].concat());
+    assert_eq!(shard.census().idle, 0, "it is cleaned first");
+    assert!(matches!(shard.servers.get(key).unwrap().state, server::State::Cleaning(_)));
+}
