@@ -23,6 +23,8 @@ struct Entry {
     kind: Kind,
     /// Whoever sent it keeps a note about it, and wants to know what became of it.
     noted: bool,
+    /// It is a Query or FunctionCall in the middle of a batch of the extended protocol.
+    within_batch: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +100,8 @@ pub struct Owed {
     /// Entries that a ReadyForQuery ends, and those of them that are simple queries.
     endings: u32,
     queries: u32,
+    /// Of the entry that the last ReadyForQuery answered.
+    within_batch: bool,
     /// Counts Syncs: messages of one group fail together.
     group: u32,
 }
@@ -137,6 +141,7 @@ impl Owed {
             _ if self.skipping => return false,
             _ => {}
         }
+        let within_batch = self.batch_open && matches!(kind, Kind::Query | Kind::Function);
         self.batch_open = match kind {
             Kind::Sync | Kind::Query | Kind::Function => false,
             Kind::CopyEnd => self.batch_open,
@@ -144,7 +149,7 @@ impl Owed {
         };
         self.endings += u32::from(kind.is_ending());
         self.queries += u32::from(kind == Kind::Query);
-        self.entries.push_back(Entry { kind, noted });
+        self.entries.push_back(Entry { kind, noted, within_batch });
         true
     }
 
@@ -276,6 +281,7 @@ impl Owed {
         match self.entries.front() {
             Some(entry) if entry.kind.is_ending() => {
                 let noted = entry.noted;
+                self.within_batch = entry.within_batch;
                 self.pop();
                 self.strike_stray_copy_ends();
                 Ok(if noted { Receipt::Struck { noted: 1, failed: false } } else { Receipt::Plain })
@@ -300,7 +306,7 @@ impl Owed {
     #[inline]
     fn take_note(&mut self) -> bool {
         match self.entries.front_mut() {
-            Some(Entry { kind: Kind::Query, noted }) => std::mem::take(noted),
+            Some(Entry { kind: Kind::Query, noted, .. }) => std::mem::take(noted),
             _ => false,
         }
     }
@@ -320,6 +326,12 @@ impl Owed {
     /// Takes the first `count` entries out; how many of them were noted.
     fn strike(&mut self, count: usize) -> usize {
         (0..count).filter_map(|_| self.pop()).filter(|entry| entry.noted).count()
+    }
+
+    /// The last ReadyForQuery came in the middle of a batch of which more is to be answered: the transaction that it tells of
+    /// may be the batch's own, which ends with the batch's Sync.
+    pub fn is_within_batch(&self) -> bool {
+        self.within_batch && !self.is_settled()
     }
 
     /// Everything sent is answered and nothing half said is open: the transaction status of the last ReadyForQuery

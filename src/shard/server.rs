@@ -185,6 +185,11 @@ impl Server {
         self.completed = false;
     }
 
+    /// A transaction is open that is more than one batch.
+    fn is_in_transaction(&self) -> bool {
+        self.status != Status::Idle && !self.owed.is_within_batch()
+    }
+
     /// Its client has got part of a message.
     pub(super) fn is_within_answer(&self) -> bool {
         self.replay.is_none() && self.framer.is_within_body()
@@ -306,7 +311,7 @@ impl Shard {
             let names = self.clients.get_mut(client).and_then(|client| client.names.as_deref_mut());
             let answer = read_answer(server, names, bytes, &mut at, statement_mode);
             let settled = server.owed.is_settled();
-            let forbidden = statement_mode && answer.ready && server.status != Status::Idle;
+            let forbidden = statement_mode && answer.ready && server.is_in_transaction();
             let learned = server.statements.take_learned();
             let moves_on = answer.ready || learned || server.owed.copies_in() || server.owed.awaits_sync();
             self.stats.transactions += u64::from(answer.ready && server.status == Status::Idle);
@@ -575,7 +580,7 @@ fn read_answer(
                     }
                 }
                 answer.ready = true;
-                if statement_mode && server.status != Status::Idle && segment.begins {
+                if statement_mode && server.is_in_transaction() && segment.begins {
                     // The client is told something else instead.
                     answer.range.end = segment.range.start;
                     answer.kept = if segment.carried > 0 { Kept::default() } else { answer.kept };
