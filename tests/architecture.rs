@@ -79,7 +79,23 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("arguments", &["config"]),
-    ("fuzzing", &["guard", "prepared", "server", "session", "wire"]),
+    (
+        "fuzzing",
+        &[
+            "cancel_key",
+            "config",
+            "guard",
+            "ids",
+            "prepared",
+            "random",
+            "server",
+            "session",
+            "shard",
+            "slab",
+            "time",
+            "wire",
+        ],
+    ),
     ("main", &["arguments", "config", "control", "engine"]),
 ];
 

@@ -6,8 +6,19 @@ use pgpinion::fuzzing;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// For each target. The whole run stays below a minute.
+/// For each target. The whole run stays below a minute; `FUZZ_SECONDS` makes it longer.
 const TIME: Duration = Duration::from_secs(4);
+
+fn time() -> Duration {
+    let seconds = std::env::var("FUZZ_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    seconds.map_or(TIME, Duration::from_secs)
+}
+
+/// Where the random numbers begin: `FUZZ_SEED`, or always the same.
+fn seed() -> u64 {
+    let seed = std::env::var("FUZZ_SEED").ok().and_then(|seed| seed.parse().ok());
+    seed.unwrap_or(0x5eed_0000_0000_0001)
+}
 
 struct Random(u64);
 
@@ -36,12 +47,13 @@ fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = seeds[random.below(seeds.len())].clone();
     for _ in 0..random.below(8) {
         let at = random.below(bytes.len());
-        match random.below(6) {
+        match random.below(7) {
             0 if !bytes.is_empty() => bytes[at] = random.next() as u8,
             1 if !bytes.is_empty() => bytes[at] ^= 1 << random.below(8),
             2 => bytes.truncate(at),
             3 => bytes.insert(at.min(bytes.len()), random.next() as u8),
             4 => bytes.extend_from_slice(&seeds[random.below(seeds.len())]),
+            5 => bytes.extend((0..random.below(64)).map(|_| random.next() as u8)),
             _ => {
                 let extreme =
                     [0u32, 3, 4, 5, 0x7fff_ffff, 0x8000_0000, u32::MAX][random.below(7)].to_be_bytes();
@@ -54,17 +66,27 @@ fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
+/// A failure prints the input: it belongs into the corpus.
+fn check_named(target: &str, check: fn(&[u8]), input: &[u8]) {
+    let outcome = std::panic::catch_unwind(|| check(input));
+    if let Err(panic) = outcome {
+        eprintln!("{target} fails with {input:?}");
+        std::panic::resume_unwind(panic);
+    }
+}
+
 fn run(target: &str, check: fn(&[u8])) {
     let seeds = corpus(target);
     for seed in &seeds {
-        check(seed);
+        check_named(target, check, seed);
     }
-    let mut random = Random(0x5eed_0000_0000_0001);
-    let end = Instant::now() + TIME;
+    let mut random = Random(seed());
+    let end = Instant::now() + time();
     let mut inputs = 0u64;
     while Instant::now() < end {
         for _ in 0..100 {
-            check(&mutate(&mut random, &seeds));
+            let input = mutate(&mut random, &seeds);
+            check_named(target, check, &input);
             inputs += 1;
         }
     }
@@ -84,4 +106,9 @@ fn client_streams() {
 #[test]
 fn server_streams() {
     run("server", fuzzing::server);
+}
+
+#[test]
+fn whole_sessions() {
+    run("session", fuzzing::session);
 }

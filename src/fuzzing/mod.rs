@@ -1,6 +1,13 @@
 //! What the fuzz targets call: bytes of a peer, taken through the same code as in production, with what must hold
 //! afterwards. A violation panics.
 
+mod client;
+mod postgres;
+mod session;
+mod world;
+
+pub use session::session;
+
 use crate::guard::{self, Kind, Kinds};
 use crate::prepared::{Exchange, Names, OnServer, Show, Statements, Watch};
 use crate::server::{Credentials, Login, Owed};
