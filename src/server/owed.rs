@@ -95,7 +95,7 @@ pub struct Owed {
     skipping: bool,
     /// Extended-protocol messages were sent after the last Sync or Query: an implicit transaction may be open.
     batch_open: bool,
-    /// Syncs of which nobody knows whether they will be answered.
+    /// Syncs, and requests behind them, of which nobody knows whether they will be answered.
     uncertain: u32,
     /// Entries that a ReadyForQuery ends, and those of them that are simple queries.
     endings: u32,
@@ -251,7 +251,13 @@ impl Owed {
             Some(&Entry { noted: failed, .. }) => {
                 let sync = self.position(Kind::Sync);
                 self.skipping = sync.is_none();
-                match self.strike(sync.unwrap_or(self.entries.len())) {
+                let skipped = sync.unwrap_or(self.entries.len());
+                if self.uncertain > 0 {
+                    // They are not, if one of the Syncs in doubt stood before them.
+                    let endings = self.entries.iter().take(skipped).filter(|entry| entry.kind.is_ending());
+                    self.uncertain += endings.count() as u32;
+                }
+                match self.strike(skipped) {
                     0 => Receipt::Plain,
                     noted => Receipt::Struck { noted, failed },
                 }
@@ -525,6 +531,13 @@ mod tests {
         assert!(owed.in_doubt());
         let owed = play(&[('>', "PBES"), ('<', "12GEZ"), ('>', "dcS"), ('<', "Z")]).unwrap();
         assert!(!owed.in_doubt() && owed.is_settled(), "both were answered: {owed:?}");
+    }
+
+    /// Found by fuzzing: only the Syncs were counted, and an answer of one client was held against a request of the next.
+    #[test]
+    fn what_may_have_been_skipped_behind_such_a_sync_is_in_doubt_too() {
+        let owed = play(&[('>', "PBES"), ('<', "12G"), ('>', "dSQQ"), ('<', "EZCZ")]).unwrap();
+        assert!(owed.in_doubt(), "the second query is not answered: {owed:?}");
     }
 
     /// Found by fuzzing: one answer was held against the account all the same.

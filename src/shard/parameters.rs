@@ -281,6 +281,11 @@ impl Shard {
             Ok(otherwise) => {
                 self.tell_client(key, client, &otherwise);
                 self.ask_to_cancel(key);
+                // There was nothing to cancel, and the client has given it back.
+                if !self.is_linked(client, key) {
+                    self.server_received(key, rest);
+                    return false;
+                }
                 if rest.is_empty() {
                     self.ready_again(key, client);
                 }

@@ -258,3 +258,37 @@ fn what_is_said_among_the_data_of_a_copy_is_watched_too() {
     assert_eq!(shard.census().idle, 0, "it is cleaned first");
     assert!(matches!(shard.servers.get(key).unwrap().state, server::State::Cleaning(_)));
 }
+
+/// Found by fuzzing: the end of the batch gave the server back twice, and the process ended. Its client had sent nothing yet that
+/// could be cancelled.
+#[test]
+fn a_cancel_request_during_a_batch_of_ours_gives_the_server_back_once() {
+    let (mut shard, (client, key), (server, _)) = linked();
+    shard.sent(server, 1000);
+    let answer = [message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat();
+    shard.received(server, &[answer, message(b'S', b"TimeZone\0PRC\0")].concat());
+    shard.received(server, &message(b'S', b"TimeZone\0CET\0"));
+    // It has a server for this, which gets its parameters first.
+    shard.received(client, &message(b'H', b""));
+    shard.sent(server, 1000);
+    let mut known = BytesMut::new();
+    shard.put_cancel_key(key, &mut known);
+    let asker = shard.accepted(socket(1), Peer::Unix, false);
+    let body = [&80_877_102u32.to_be_bytes()[..], &known[5..]].concat();
+    shard.received(asker, &[&(body.len() as u32 + 4).to_be_bytes()[..], &body].concat());
+    let row = message(b'D', &[0, 1, 0, 0, 0, 0]);
+    let batch = [
+        message(b'3', b""),
+        message(b'1', b""),
+        message(b'2', b""),
+        row,
+        message(b'C', b"SELECT 1\0"),
+        message(b'3', b""),
+        message(b'Z', b"I"),
+    ];
+    shard.received(server, &batch.concat());
+    assert_eq!(closed(&mut shard), [1], "who asked is told");
+    let (clients, servers) = shard.strays();
+    assert!(clients.is_empty() && servers.is_empty());
+    assert_eq!(shard.census().idle, 1);
+}
