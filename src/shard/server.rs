@@ -315,8 +315,14 @@ impl Shard {
             let learned = server.statements.take_learned();
             let moves_on = answer.ready || learned || server.owed.copies_in() || server.owed.awaits_sync();
             self.stats.transactions += u64::from(answer.ready && server.status == Status::Idle);
+            let ends = answer.goodbye.is_some() && settled;
             if !self.pass_answer(key, client, answer) {
                 return;
+            }
+            if ends {
+                // Nothing was asked that it could still answer, and nobody else may get it.
+                self.close_broken(key, "it ended the session");
+                return self.lose_server(client, "the server ended the session".into());
             }
             if forbidden && !settled {
                 // What was sent behind it would go on in that transaction.

@@ -292,3 +292,25 @@ fn a_cancel_request_during_a_batch_of_ours_gives_the_server_back_once() {
     assert!(clients.is_empty() && servers.is_empty());
     assert_eq!(shard.census().idle, 1);
 }
+
+/// Found by fuzzing: the server was given back, and to who waited: that client lost its session, too.
+#[test]
+fn a_server_that_says_goodbye_to_a_client_that_has_asked_nothing_is_nobodys() {
+    let mut config = Config::upstream("127.0.0.1:5432", &[0]).unwrap();
+    (config.endpoints[0].max_connections, config.leak_policy) = (1, LeakPolicy::Reset);
+    let shard = Shard::new(Arc::new(config), ShardId(0), 1, 0, Secret::new([7; 32]));
+    let (mut shard, (client, _), (server, _)) = linked_on(shard);
+    shard.sent(server, 1000);
+    shard.received(server, &[message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat());
+    // The beginning of a long query, which is collected.
+    shard.received(client, b"Q\0\x01\0\0");
+    let (other, _) = self::client(&mut shard, 1);
+    shard.received(other, &message(b'Q', b"select 2\0"));
+    effects(&mut shard);
+    shard.received(server, &goodbye());
+    assert_eq!(closed(&mut shard), [0, 100]);
+    shard.closed(server);
+    shard.set_time(Instant::default() + Duration::from_secs(1));
+    shard.tick();
+    assert_eq!((dials(&mut shard).len(), shard.census().waiting), (1, 1), "who waits gets another one");
+}
