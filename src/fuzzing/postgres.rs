@@ -33,8 +33,8 @@ pub(super) struct Postgres {
     pub left: bool,
     /// Whose work it is at, as told by the tokens in it.
     tenant: Option<String>,
-    /// It got a Sync within the data of a COPY, or behind data that it refused: nobody but PostgreSQL knows whether that is
-    /// answered.
+    /// It got a Sync within the data of a COPY, or something else behind data that it refused: nobody but PostgreSQL knows
+    /// whether that is answered.
     pub doubtful: bool,
     /// The last COPY ended within its data.
     refused_data: bool,
@@ -226,6 +226,8 @@ impl Postgres {
         if self.skipping && !matches!(tag, tag::SYNC | tag::TERMINATE) {
             return;
         }
+        let is_data = matches!(tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL);
+        self.doubtful |= self.refused_data && !is_data;
         self.extended =
             matches!(tag, tag::PARSE | tag::BIND | tag::DESCRIBE | tag::EXECUTE | tag::CLOSE | tag::FLUSH);
         self.batch_open |= self.extended && tag != tag::FLUSH;
@@ -242,7 +244,6 @@ impl Postgres {
                 Some(())
             }
             tag::SYNC => {
-                self.doubtful |= self.refused_data;
                 self.skipping = false;
                 self.ready();
                 Some(())
