@@ -20,13 +20,17 @@ impl Run {
         let Some(at) = bytes.windows(prefix.len()).position(|window| window == prefix.as_bytes()) else {
             return String::new();
         };
-        let end = bytes[at..].iter().position(|&byte| byte == b'>').map_or(bytes.len(), |end| at + end + 1);
-        String::from_utf8_lossy(&bytes[at..end]).into_owned()
+        let whole = bytes[at..].iter().position(|&byte| byte == b'>').map(|end| &bytes[at..=at + end]);
+        // One that was cut runs into whatever follows.
+        let is_token = |text: &&[u8]| text.len() <= TOKEN_BYTES_MAX && text.is_ascii() && !text.contains(&0);
+        whole.filter(is_token).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default()
     }
 
     /// The client that it names.
     pub(super) fn owner_in(self, bytes: &[u8]) -> Option<String> {
-        self.token_in(bytes).split('.').nth(1).map(str::to_owned)
+        let token = self.token_in(bytes);
+        let owner = token.split('.').nth(1)?;
+        owner.bytes().all(|byte| byte.is_ascii_alphanumeric()).then(|| owner.to_owned())
     }
 }
 
@@ -252,6 +256,9 @@ pub(super) fn say(client: &mut Client, number: u8) -> Vec<u8> {
         _ => [bind("", "a"), execute("", 0), bare(b'S'), query("select")].concat(),
     }
 }
+
+/// A run, a client, and a number.
+const TOKEN_BYTES_MAX: usize = 32;
 
 /// How many there are.
 const MESSAGES: u8 = 54;
