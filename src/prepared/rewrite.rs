@@ -71,6 +71,9 @@ impl Exchange<'_> {
                 Verdict::Incomplete(HEADER_BYTES + length)
             }
             (tag::DESCRIBE | tag::CLOSE, _) => self.look_at_name(tag, body, owed),
+            (tag::QUERY, []) if (1..=DEALLOCATE_BYTES_MAX).contains(&length) && self.names.is_some() => {
+                Verdict::Incomplete(HEADER_BYTES + 1)
+            }
             (tag::QUERY, [b'D' | b'd', ..]) if length <= DEALLOCATE_BYTES_MAX => {
                 self.look_at_query(body, length, owed)
             }
