@@ -112,3 +112,12 @@ fn server_streams() {
 fn whole_sessions() {
     run("session", fuzzing::session);
 }
+
+/// Found by fuzzing: with only the header there, the text passed without being looked at.
+#[test]
+fn a_deallocate_that_is_cut_off_its_header_is_seen() {
+    let parse = b"P\0\0\0\x0fa\0select\0\0\0";
+    let deallocate = b"Q\0\0\0\x11deallocate a\0";
+    let cut = [parse.len() as u8 + 5];
+    fuzzing::client(&[&cut[..], parse, deallocate].concat());
+}

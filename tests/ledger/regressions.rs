@@ -34,20 +34,7 @@ impl Desk {
 
     fn want(&mut self, route: usize, wanting: u32, received: u32) {
         let since = if wanting > 0 { self.now } else { Instant::NEVER };
-        let (route, idle_since) = (route_name(route), Instant::NEVER);
-        let level = Level {
-            route,
-            wanting,
-            since,
-            busy: 0,
-            overdue: 0,
-            idle: 0,
-            idle_since,
-            deserted: false,
-            pinned: 0,
-            received,
-        };
-        self.say(Request::Levels(vec![level]));
+        self.say(Request::Levels(vec![Level { received, ..level(route, wanting, since) }]));
     }
 
     fn pass(&mut self, nanos: u64) {
@@ -90,6 +77,22 @@ impl Desk {
 
     fn open(&mut self, route: usize) {
         self.say(Request::Opened { route: route_name(route), took: Duration::from_millis(5) });
+    }
+}
+
+/// Clients that have begun to wait, and nothing else.
+fn level(route: usize, wanting: u32, since: Instant) -> Level {
+    Level {
+        route: route_name(route),
+        wanting,
+        since,
+        busy: 0,
+        overdue: 0,
+        idle: 0,
+        idle_since: Instant::NEVER,
+        deserted: false,
+        pinned: 0,
+        received: 0,
     }
 }
 
@@ -572,18 +575,7 @@ fn a_lower_limit_does_not_stop_moves() {
     let recalls =
         |orders: &[Order]| orders.iter().filter(|each| matches!(each, Order::Recall { .. })).count();
     assert_eq!(recalls(&others), 2);
-    let level = Level {
-        route: route_name(0),
-        wanting: 1,
-        since: desk.now,
-        busy: 0,
-        overdue: 0,
-        idle: 0,
-        idle_since: Instant::NEVER,
-        deserted: false,
-        pinned: 0,
-        received: 0,
-    };
+    let level = level(0, 1, desk.now);
     desk.ledger.handle(THERE, Request::Levels(vec![level.clone()]), desk.now);
     desk.decide();
     desk.say(Request::Levels(vec![Level { wanting: 0, since: Instant::NEVER, idle: 1, ..level }]));
@@ -601,18 +593,7 @@ fn a_shard_with_connections_of_its_own_gets_another_when_somebody_has_waited_for
     assert_eq!(desk.decide().0, [0]);
     desk.open(0);
     desk.want(0, 0, 1);
-    let mut level = Level {
-        route: route_name(0),
-        wanting: 1,
-        since: desk.now,
-        busy: 2,
-        overdue: 0,
-        idle: 0,
-        idle_since: Instant::NEVER,
-        deserted: false,
-        pinned: 0,
-        received: 0,
-    };
+    let mut level = Level { busy: 2, ..level(0, 1, desk.now) };
     let there = |desk: &mut Desk, level: &Level| {
         desk.ledger.handle(THERE, Request::Levels(vec![level.clone()]), desk.now);
     };
