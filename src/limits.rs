@@ -27,6 +27,10 @@ pub const UNSENT_BYTES_HIGH: usize = 128 * 1024;
 /// Reading goes on when what waits has fallen to this.
 pub const UNSENT_BYTES_LOW: usize = 32 * 1024;
 
+/// While a server is known to say so much more, it is heard of in pieces of at least this size. Below
+/// [`UNSENT_BYTES_HIGH`], or each piece would stop it.
+pub const LOW_WATER_BYTES: u32 = 64 * 1024;
+
 /// A message that begins a transaction and is not larger than this is collected before a server is taken for it,
 /// so that a client that sends half a query holds nothing but its own bytes.
 pub const COLLECTED_BYTES_MAX: usize = 16 * 1024;

@@ -52,8 +52,9 @@ impl Engine {
 
     async fn connect(&self, address: &SocketAddress, deadline: Instant) -> io::Result<OwnedFd> {
         let fd = ring::stream_socket(address)?;
-        if matches!(address, SocketAddress::Inet(_)) {
+        if let SocketAddress::Inet(peer) = address {
             self.set_options(fd.as_fd());
+            self.set_loopback_congestion(fd.as_fd(), peer.ip());
         }
         match self.ring.connect(fd, address, deadline).await {
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {

@@ -35,6 +35,7 @@ use hashbrown::HashMap;
 use post::Post;
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -289,6 +290,7 @@ impl Engine {
                 }
                 Effect::Receive { socket, on: true } => self.ring.start_receiving(socket),
                 Effect::Receive { socket, on: false } => self.ring.stop_receiving(socket),
+                Effect::LowWater { socket, bytes } => self.ring.set_low_water(socket, bytes),
                 Effect::Close { socket, linger: None } => self.ring.close(socket, CloseMode::Now),
                 Effect::Close { socket, linger: Some(linger) } => {
                     self.ring.close(socket, CloseMode::AfterSending(linger));
@@ -313,7 +315,11 @@ impl Engine {
 
     fn accepted(self: &Rc<Self>, fd: OwnedFd) {
         let peer = match ring::peer_address(fd.as_fd()) {
-            Ok(SocketAddress::Inet(address)) => Peer::Tcp(address),
+            Ok(SocketAddress::Inet(address)) => {
+                // The other options are the listener's.
+                self.set_loopback_congestion(fd.as_fd(), address.ip());
+                Peer::Tcp(address)
+            }
             Ok(_) => Peer::Unix,
             // It left before we looked.
             Err(_) => return,
@@ -338,6 +344,16 @@ impl Engine {
     pub(crate) fn set_options(&self, fd: BorrowedFd<'_>) {
         if let Err(error) = ring::set_tcp_options(fd, &tcp_options(&self.config.borrow())) {
             self.write(LogLevel::Warn, format!("shard {}: cannot set TCP options: {error}", self.id));
+        }
+    }
+
+    /// See [`ring::set_loopback_congestion`]. Without it a connection works as well, at a higher cost.
+    fn set_loopback_congestion(&self, fd: BorrowedFd<'_>, peer: IpAddr) {
+        if let Err(error) = ring::set_loopback_congestion(fd, peer) {
+            self.write(
+                LogLevel::Debug,
+                format!("shard {}: cannot set the congestion control: {error}", self.id),
+            );
         }
     }
 

@@ -369,6 +369,7 @@ impl World {
                         socket.receiving = on;
                     }
                 }
+                Effect::LowWater { .. } => {}
                 Effect::Close { socket, .. } => {
                     if let Some(socket) = self.sockets.get_mut(&socket.slot) {
                         socket.closing = true;

@@ -140,6 +140,27 @@ pub fn set_tcp_options(fd: BorrowedFd<'_>, options: &TcpOptions) -> io::Result<(
     Ok(())
 }
 
+/// Takes the plainest congestion control for a TCP socket whose peer is on this host: there is nothing between the two that
+/// could be congested, and what paces, as BBR does, spends timers on it. Does nothing to other peers.
+///
+/// # Errors
+///
+/// Those of `setsockopt(2)`.
+pub fn set_loopback_congestion(fd: BorrowedFd<'_>, peer: IpAddr) -> io::Result<()> {
+    if !peer.to_canonical().is_loopback() {
+        return Ok(());
+    }
+    let length = LOOPBACK_CONGESTION.len() as socklen_t;
+    let value = LOOPBACK_CONGESTION.as_ptr().cast();
+    // SAFETY: the kernel reads so many bytes, and the text has them.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_CONGESTION, value, length) })
+        .map(drop)
+}
+
+pub(super) fn set_low_water(fd: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
+    set_option(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, saturate(u128::from(bytes)))
+}
+
 /// Whom a socket is connected to.
 ///
 /// # Errors
@@ -322,6 +343,9 @@ fn saturate(value: u128) -> c_int {
 fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, what)
 }
+
+/// Every kernel has it, and allows it to everybody.
+const LOOPBACK_CONGESTION: &str = "reno";
 
 /// Of `sun_path`, its closing zero byte included.
 const UNIX_NAME_BYTES: usize = 108;

@@ -48,8 +48,8 @@ use std::time::Duration;
 use io_uring::{cqueue, opcode, squeue, types};
 
 pub use address::{
-    Keepalive, SocketAddress, TcpOptions, local_address, peer_address, set_tcp_options, stream_socket,
-    tcp_listener, unix_listener,
+    Keepalive, SocketAddress, TcpOptions, local_address, peer_address, set_loopback_congestion,
+    set_tcp_options, stream_socket, tcp_listener, unix_listener,
 };
 pub use buffers::Received;
 pub use doorbell::Doorbell;
@@ -302,6 +302,15 @@ impl Ring {
     /// Lets `look` have a socket's descriptor, for options and addresses. It must not call the ring.
     pub fn with_fd<R>(&self, socket: SocketId, look: impl FnOnce(BorrowedFd<'_>) -> R) -> Option<R> {
         self.state().descriptor(socket).map(|fd| look(fd.as_fd()))
+    }
+
+    /// Delivers what arrives on a TCP socket only once it is so many bytes, or the peer has ended (`SO_RCVLOWAT`). The kernel
+    /// may tell sooner: when receiving begins, where its own bounds are lower, and on Unix sockets.
+    pub fn set_low_water(&self, socket: SocketId, bytes: u32) {
+        if let Some(fd) = self.state().descriptor(socket) {
+            // It cannot fail on a socket.
+            let _ = address::set_low_water(fd.as_fd(), bytes);
+        }
     }
 
     /// Delivers what arrives, from now on.

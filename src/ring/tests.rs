@@ -471,6 +471,66 @@ fn a_stopped_socket_receives_nothing() {
 }
 
 #[test]
+fn what_arrives_is_told_from_the_low_water_mark_on() {
+    let _alone = ALONE.lock();
+    let ring = ring(&small());
+    let (ours, mut theirs) = tcp_pair();
+    let socket = ring.adopt(ours, Owner(1));
+    ring.start_receiving(socket);
+    ring.set_low_water(socket, 1000);
+    ring.turn(Instant::from_nanos(0), &mut |_| {}).unwrap();
+    let wait = || clock::now() + Duration::from_millis(30);
+    let received = Cell::new(0);
+    let count = |event| match event {
+        Event::Received { buffer, .. } => received.set(received.get() + buffer.len()),
+        other => panic!("{other:?}"),
+    };
+    let arrived = |bytes| received.get() == bytes;
+    theirs.write_all(&[0; 999]).unwrap();
+    ring.turn(wait(), &mut |event| panic!("{event:?}")).unwrap();
+    theirs.write_all(&[0]).unwrap();
+    drive(&ring, count, || arrived(1000));
+    theirs.write_all(&[0; 10]).unwrap();
+    ring.turn(wait(), &mut |event| panic!("{event:?}")).unwrap();
+    // A lower mark lets through what has come.
+    ring.set_low_water(socket, 1);
+    drive(&ring, count, || arrived(1010));
+    ring.set_low_water(socket, 1000);
+    theirs.write_all(&[0; 10]).unwrap();
+    theirs.shutdown(Shutdown::Write).unwrap();
+    let ended = Cell::new(false);
+    let to_the_end = |event| match event {
+        Event::Ended { .. } => ended.set(true),
+        other => count(other),
+    };
+    drive(&ring, to_the_end, || ended.get());
+    assert_eq!(received.get(), 1020, "what the peer sent last is told with its end");
+}
+
+#[test]
+fn loopback_has_the_plainest_congestion_control() {
+    let of = |fd: &OwnedFd| {
+        let (mut name, mut length) = ([0u8; 16], 16);
+        // SAFETY: the kernel writes a name of up to 16 bytes, and how long it is.
+        let result = unsafe {
+            let (name, length) = (name.as_mut_ptr().cast(), &raw mut length);
+            libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_CONGESTION, name, length)
+        };
+        assert_eq!(result, 0);
+        name.split(|&byte| byte == 0).next().unwrap().to_vec()
+    };
+    for peer in ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"] {
+        let (ours, _theirs) = tcp_pair();
+        set_loopback_congestion(ours.as_fd(), peer.parse().unwrap()).unwrap();
+        assert_eq!(of(&ours), b"reno", "{peer}");
+    }
+    let (ours, _theirs) = tcp_pair();
+    let before = of(&ours);
+    set_loopback_congestion(ours.as_fd(), "192.0.2.1".parse().unwrap()).unwrap();
+    assert_eq!(of(&ours), before, "other peers keep what the host has");
+}
+
+#[test]
 fn a_completion_that_comes_too_late_is_dropped_and_its_buffer_returned() {
     let _alone = ALONE.lock();
     let ring = ring(&small());

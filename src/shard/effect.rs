@@ -37,6 +37,14 @@ pub enum Effect {
         /// Begin, or stop.
         on: bool,
     },
+    /// Tell of what arrives once it is so many bytes, or the peer has ended. They will come: whoever asks for them has seen the
+    /// length of the message that they belong to.
+    LowWater {
+        /// On this socket.
+        socket: SocketId,
+        /// So many; 1 for whatever arrives.
+        bytes: u32,
+    },
     /// End this connection; [`super::Shard::closed`] tells when its descriptor is gone.
     Close {
         /// This socket. Nothing more is received from it.

@@ -10,7 +10,7 @@ use crate::guard::Kinds;
 use crate::ids::{ConnectionId, SessionId, ShardId, SocketId};
 use crate::ledger::Permit;
 use crate::limits::{
-    DRAIN_MAX, DRAINED_BYTES_MAX, UNDERSTOOD_BYTES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW,
+    DRAIN_MAX, DRAINED_BYTES_MAX, LOW_WATER_BYTES, UNDERSTOOD_BYTES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW,
 };
 use crate::parameters::Values;
 use crate::prepared::{Edit, Names, OnServer, Show};
@@ -48,6 +48,8 @@ pub struct Server {
     pub(super) completed: bool,
     pub(super) unsent: usize,
     pub(super) receiving: bool,
+    /// What arrives is told from so many bytes on.
+    low_water: u32,
     /// The body of a message that we read ourselves, as far as it has come.
     pub(super) heard: Vec<u8>,
     /// It describes a statement to us.
@@ -132,6 +134,7 @@ impl Server {
             completed: false,
             unsent: 0,
             receiving: false,
+            low_water: 1,
             heard: Vec::new(),
             collects: false,
             edit: None,
@@ -276,6 +279,20 @@ impl Answer {
 impl Shard {
     #[inline]
     pub(super) fn server_received(&mut self, key: ServerKey, bytes: &[u8]) {
+        self.server_said(key, bytes);
+        if let Some(server) = self.servers.get_mut(key)
+            && let Some(socket) = server.socket
+        {
+            let bytes = low_water(server.framer.missing(), server.low_water);
+            if bytes != server.low_water {
+                server.low_water = bytes;
+                self.effects.push(Effect::LowWater { socket, bytes });
+            }
+        }
+    }
+
+    #[inline]
+    fn server_said(&mut self, key: ServerKey, bytes: &[u8]) {
         let Some(server) = self.servers.get_mut(key) else { return };
         match &mut server.state {
             State::Linked(client) => {
@@ -616,3 +633,17 @@ fn read_answer(
         }
     }
 }
+
+/// What a server should be heard of from on: in the middle of a long message, of which PostgreSQL has made all before it sends the
+/// first byte, small pieces are not worth waking up for.
+#[inline]
+fn low_water(missing: u32, current: u32) -> u32 {
+    match missing {
+        LOW_WATER_BYTES.. => LOW_WATER_BYTES,
+        LONG_PIECE_BYTES.. if current > 1 => missing,
+        _ => 1,
+    }
+}
+
+/// The rest of a long message is not waited for if it is less.
+const LONG_PIECE_BYTES: u32 = 16 * 1024;

@@ -2,7 +2,7 @@
 
 use super::script::*;
 use super::*;
-use crate::limits::UNSENT_BYTES_HIGH;
+use crate::limits::{LOW_WATER_BYTES, UNSENT_BYTES_HIGH};
 use std::time::Duration;
 
 /// The permit came back at once, and PostgreSQL, which was slow, had one connection more than it may.
@@ -313,4 +313,38 @@ fn a_server_that_says_goodbye_to_a_client_that_has_asked_nothing_is_nobodys() {
     shard.set_time(Instant::default() + Duration::from_secs(1));
     shard.tick();
     assert_eq!((dials(&mut shard).len(), shard.census().waiting), (1, 1), "who waits gets another one");
+}
+
+/// What a server is known to say yet is heard of in large pieces; not the end of it, which may be all there is.
+#[test]
+fn a_long_message_is_heard_of_in_large_pieces() {
+    let (mut shard, (client, _), (server, _)) = linked_on(shard_with(PoolMode::Transaction));
+    shard.sent(server, 1000);
+    let low_waters = |shard: &mut Shard| {
+        let asked = effects(shard).into_iter();
+        let asked = asked.filter_map(|effect| match effect {
+            Effect::LowWater { bytes, .. } => Some(bytes),
+            _ => None,
+        });
+        asked.collect::<Vec<_>>()
+    };
+    let row = message(b'D', &vec![0; 200_000]);
+    let (piece, low) = (32 * 1024, LOW_WATER_BYTES);
+    let mut asked = Vec::new();
+    for part in row.chunks(piece) {
+        shard.received(server, part);
+        shard.sent(client, part.len());
+        asked.push(low_waters(&mut shard));
+    }
+    let missing = |pieces: usize| (row.len() - pieces * piece) as u32;
+    assert_eq!(asked, [vec![low], vec![], vec![], vec![], vec![missing(5)], vec![1], vec![]]);
+    // Neither do short ones wait, nor what is left of one when its client has gone.
+    shard.received(server, &message(b'D', &[0; 70_000])[..40_000]);
+    assert_eq!(low_waters(&mut shard), [0; 0]);
+    shard.received(server, &[0; 30_005]);
+    shard.received(server, &row[..piece]);
+    assert_eq!(low_waters(&mut shard), [low]);
+    shard.ended(client, None);
+    shard.received(server, &row[piece..6 * piece]);
+    assert_eq!(low_waters(&mut shard), [1]);
 }

@@ -154,6 +154,12 @@ impl Framer {
         self.remaining > 0
     }
 
+    /// Bytes of the current message's body that have not come.
+    #[inline]
+    pub fn missing(&self) -> u32 {
+        self.remaining
+    }
+
     /// The beginning of a header that has arrived so far.
     #[inline]
     pub fn kept(&self) -> Kept {

@@ -379,6 +379,7 @@ impl Side {
                 self.sockets.get_mut(&socket.slot).unwrap().sent.extend(&piece);
             }
             Effect::Receive { socket, on } => self.sockets.get_mut(&socket.slot).unwrap().receiving = on,
+            Effect::LowWater { .. } => {}
             Effect::Take { socket } => self.sockets.get_mut(&socket.slot).unwrap().taking = true,
             Effect::Close { socket, linger } => {
                 // A socket that is out of the ring already is not found there.

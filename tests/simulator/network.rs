@@ -13,6 +13,8 @@ pub struct Socket {
     pub owner: Owner,
     pub peer: End,
     pub receiving: bool,
+    /// What arrives is told from so many bytes on.
+    pub low_water: u32,
     /// Handed to the ring, not sent.
     pub unsent: Vec<u8>,
     /// Sent by the peer, not received.
@@ -54,6 +56,7 @@ impl Socket {
             owner: Owner(0),
             peer,
             receiving: false,
+            low_water: 1,
             unsent: Vec::new(),
             incoming: Vec::new(),
             peer_ended: false,

@@ -329,7 +329,11 @@ impl Postgres {
                 for row in 0..200 {
                     self.put(b'D', format!("{token}-{row}").as_bytes());
                 }
-                self.put(b'C', b"SELECT 200\0");
+                // Now and then one that is heard of in large pieces.
+                let dice = token.bytes().fold(0, |sum, byte| sum % (1 << 40) * 31 + u64::from(byte));
+                let length = if dice % 50 == 0 { 60_000 + dice as usize % 120_000 } else { 0 };
+                self.put(b'D', [token.as_bytes(), &vec![b'-'; length]].concat().as_slice());
+                self.put(b'C', b"SELECT 201\0");
             }
             "NOTICE" => {
                 self.put(b'N', format!("SNOTICE\0M{token}\0\0").as_bytes());

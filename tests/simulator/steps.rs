@@ -107,7 +107,7 @@ impl World {
     /// Bytes, or the end, reach a shard.
     fn deliver(&mut self) -> bool {
         let ready = self.sockets_where(|socket| {
-            let arrived = !socket.incoming.is_empty() || socket.peer_ended;
+            let arrived = socket.incoming.len() >= socket.low_water as usize || socket.peer_ended;
             let busy = match socket.peer {
                 End::Server(endpoint, backend) => self.clusters[endpoint].is_busy(backend, self.now),
                 End::Client(_) => false,

@@ -289,6 +289,11 @@ impl World {
                     socket.receiving = on;
                 }
             }
+            Effect::LowWater { socket, bytes } => {
+                if let Some(socket) = self.socket_of(shard, socket) {
+                    socket.low_water = bytes;
+                }
+            }
             Effect::Close { socket, linger } => {
                 let now = self.now;
                 self.trace(|| format!("shard {shard} closes socket {} ({linger:?})", socket.slot));
