@@ -1,6 +1,6 @@
 """The cases, by stable names, and the targets of DESIGN.md ("What fast means here"). A table, no behaviour."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from .pgbench import Load
@@ -43,8 +43,13 @@ class Case:
     unit: str = "transaction"                             # what CPU is counted per and the rate is of: transaction | MB | client
     shown: tuple = ("cpu", "rate")                        # of the measures a Step has, those of the summary
     goals: dict = field(default_factory=dict)             # measure -> Goal
+    if_prepares: dict = field(default_factory=dict)       # what differs against a PgBouncer that prepares, see programs.py
     warm_up: int = 20                                     # transactions per client before the first round
     group: str | None = None
+
+    def against(self, prepares):
+        """This case against a PgBouncer that prepares in transaction pooling, or one that does not."""
+        return replace(self, **self.if_prepares) if prepares else self
 
     def load_for(self, pooler):
         return self.load_of.get(pooler, self.load)
@@ -72,7 +77,8 @@ CASES = (
          load=Load(64, builtin="select-only", protocol="extended"), goals=_cpu(0.65)),
     Case("S-prepared", "-S, prepared protocol, 64 clients on 20 servers (PgBouncer before 1.21 cannot: it runs extended)",
          load=Load(64, builtin="select-only", protocol="prepared"),
-         load_of={"pgbouncer": Load(64, builtin="select-only", protocol="extended")}, goals=_cpu(0.65)),
+         load_of={"pgbouncer": Load(64, builtin="select-only", protocol="extended")}, goals=_cpu(0.65),
+         if_prepares={"load_of": {}, "goals": _cpu(0.55)}),
     Case("pipeline-10", "a pipeline of 10 SELECT 1, extended protocol, 64 clients on 20 servers",
          load=Load(64, PIPELINE_OF_10, protocol="extended"), goals=_cpu(0.85)),
     Case("connect", "-C: connect, SELECT 1, disconnect, 16 clients on 20 servers",

@@ -25,12 +25,10 @@ def cores():
     return sorted(os.sched_getaffinity(0))
 
 
-def versions(binary=None):
-    answers = {name: _answer(programs.find(name), "--version") for name in ("postgres", "pgbench", "pgbouncer")}
-    answers["python"] = platform.python_version()
-    if binary:
-        answers["pgpinion"] = _answer(binary, "--version")
-    return answers
+def versions(variants):
+    """What each program says of itself; `variants` as of programs.variants."""
+    binaries = {name: programs.find(name) for name in ("postgres", "pgbench")} | {name: binary for name, (binary, _) in variants.items()}
+    return {"python": platform.python_version(), **{name: _answer(binary, "--version") for name, binary in binaries.items()}}
 
 
 def git():

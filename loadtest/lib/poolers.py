@@ -30,7 +30,9 @@ ignore_startup_parameters = extra_float_digits
 log_connections = 0
 log_disconnections = 0
 log_stats = 0
-"""
+{settings}"""
+
+PGBOUNCER_PREPARING = ("max_prepared_statements = 200",)   # the default since 1.24; 0 before, and unknown before 1.21
 
 PGPINION_TOML = """\
 [pgpinion]
@@ -76,7 +78,7 @@ class Plan:
     servers: int             # server connections it may open
     cpus: tuple[int, ...]    # the cores it is held to
     binary: str | None = None
-    settings: tuple[str, ...] = ()   # pgpinion: lines of [pgpinion] more than the usual
+    settings: tuple[str, ...] = ()   # lines of [pgpinion] or [pgbouncer] more than the usual
 
 
 @contextmanager
@@ -90,7 +92,7 @@ def pgbouncer(plan):
     config = _write(plan, "pgbouncer.ini", PGBOUNCER_INI, port)
     _write(plan, "userlist.txt", '"postgres" ""\n', port)
     # SIGTERM is PgBouncer's immediate shutdown.
-    command = [programs.need("pgbouncer"), config]
+    command = [plan.binary or programs.need("pgbouncer"), config]
     with _ready("pgbouncer", command, plan, port, config, user=process.unprivileged_user()) as target:
         yield target
 

@@ -59,7 +59,7 @@ def _head(found, rows):
     facts = [
         f"{machine['cpu']}, {len(machine['cores'])} cores, {machine['memory_mb'] / 1024:.0f} GB; {machine['system']}, Linux {machine['kernel']}",
         *(f"{name}: {' '.join(words)}" for name, words in found.get("variants", {}).items()),
-        "; ".join(versions[name] for name in ("pgpinion", "pgbouncer", "postgres") if versions.get(name)),
+        "; ".join(versions[name] for name in ("pgpinion", "pgpinion-b", "pgbouncer", "postgres") if versions.get(name)),
         f"{options['rounds']} rounds of {options['seconds']} s; started {found['started']}, finished {found['finished']}"
         + ("; interrupted" if found["interrupted"] else ""),
         f"revision {git['revision'][:12]}{' with changes' if git['changed'] else ''}; load average at the start {machine['load_at_start']:.2f}",

@@ -11,7 +11,7 @@ FORMAT = 1   # of results.json; raised when a reader of the old one would be mis
 class Record:
     """Collects the steps of a run and writes them."""
 
-    def __init__(self, options, layouts, variants):
+    def __init__(self, options, layouts, variants, versions, prepares):
         self.steps = []
         self.latencies = {}
         self._head = {
@@ -22,7 +22,8 @@ class Record:
             "layouts": {layout.name: {"pooler": layout.pooler, "others": layout.others} for layout in layouts},
             "machine": machine.facts(),
             "variants": {name: [binary, *settings] for name, (binary, settings) in variants.items()},
-            "versions": machine.versions(next((binary for binary, _ in variants.values()), None)),
+            "versions": versions,
+            "pgbouncer_prepares": prepares,
             "git": machine.git(),
         }
 
@@ -40,7 +41,7 @@ class Record:
 def render(directory):
     """Print the summary of the results in `directory` and draw its report."""
     found = json.loads((directory / "results.json").read_text())
-    rows = summary.rows(found["steps"])
+    rows = summary.rows(found["steps"], found.get("pgbouncer_prepares", False))
     print(text.summary_table(rows, found["poolers"]))
     for line in [*text.errors(rows), *summary.notes(rows, found["machine"])]:
         print(line)

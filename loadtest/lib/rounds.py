@@ -64,7 +64,7 @@ class Runner:
         self._names = names
         self._rounds = rounds
         self._seconds = seconds
-        self._variants = variants    # of pgpinion: pooler -> (binary, settings)
+        self._variants = variants    # pooler -> (binary, settings)
         self._on_step = on_step
         self.latencies = {}
 

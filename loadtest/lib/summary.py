@@ -37,13 +37,16 @@ def reference(names):
     return VARIANT if VARIANT in names and REFERENCE not in names else REFERENCE
 
 
-def rows(steps):
-    """Summary rows for raw steps (dictionaries as in results.json), in the cases' order, layout by layout."""
+def rows(steps, prepares=False):
+    """Summary rows for raw steps (dictionaries as in results.json), in the cases' order, layout by layout.
+
+    `prepares`: PgBouncer ran prepared statements, which has targets of its own.
+    """
     against = reference({step["pooler"] for step in steps})
     by_place = {}
     for step in steps:
         by_place.setdefault((step["layout"], step["case"]), []).append(step)
-    return [_row(cases.named(case), layout, measure, group, against)
+    return [_row(cases.named(case).against(prepares), layout, measure, group, against)
             for (layout, case), group in by_place.items()
             for measure in cases.named(case).shown]
 

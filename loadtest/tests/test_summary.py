@@ -1,3 +1,4 @@
+import configparser
 import json
 import tempfile
 import tomllib
@@ -68,7 +69,7 @@ class VariantsAreCompared(unittest.TestCase):
         found = programs.variants(["pgpinion", "pgpinion-b", "direct"], shell, settings_b=["hand_over = false"])
         binary = programs.pgpinion_binary(shell)
         self.assertEqual(found, {"pgpinion": (binary, ()), "pgpinion-b": (binary, ("hand_over = false",))})
-        self.assertEqual(programs.variants(["pgbouncer"]), {})
+        self.assertEqual(programs.variants(["direct"]), {})
         with self.assertRaises(programs.Missing):
             programs.variants(["pgpinion-b"], shell, binary_b="/no/such/binary")
 
@@ -78,6 +79,42 @@ class VariantsAreCompared(unittest.TestCase):
             written = tomllib.loads(poolers._write(plan, "pgpinion.toml", poolers.PGPINION_TOML, 6432).read_text())
         self.assertEqual((written["pgpinion"]["hand_over"], written["pgpinion"]["steering"]), (False, False))
         self.assertEqual(written["endpoints"]["main"]["max_connections"], 20)
+
+
+class PgBouncerMayPrepare(unittest.TestCase):
+    def test_from_its_version_on(self):
+        said = {"PgBouncer 1.18.0": False, "PgBouncer 1.20.1": False, "PgBouncer 1.21.0": True, "PgBouncer 1.24.1": True,
+                "PgBouncer 2.0": True, "": False, "pgbouncer: not found": False}
+        self.assertEqual({version: programs.pgbouncer_prepares(version) for version in said}, said)
+
+    def test_then_both_sides_run_the_same_and_the_target_is_lower(self):
+        case = cases.named("S-prepared")
+        def sides(case):
+            return [case.load_for(pooler).protocol for pooler in ("pgpinion", "pgbouncer")], case.goals["cpu"].limit
+        self.assertEqual(sides(case.against(False)), (["prepared", "extended"], 0.65))
+        self.assertEqual(sides(case.against(True)), (["prepared", "prepared"], 0.55))
+        self.assertEqual([case.name for case in cases.CASES if case.against(True) != case], ["S-prepared"])
+
+    def test_and_rows_are_judged_by_that(self):
+        steps = [{**one, "case": "S-prepared"} for one in one_case([6], [10])]
+        self.assertEqual([summary.rows(steps, prepares)[0].verdict() for prepares in (False, True)], ["met", "not met"])
+
+    def test_its_configuration_says_so_only_then(self):
+        """A PgBouncer before 1.21 does not start with a key it does not know."""
+        def written(settings):
+            with tempfile.TemporaryDirectory() as directory:
+                plan = poolers.Plan(Path(directory), 5432, 20, (0,), settings=settings)
+                found = configparser.ConfigParser(interpolation=None)
+                found.read(poolers._write(plan, "pgbouncer.ini", poolers.PGBOUNCER_INI, 6432))
+            return found["pgbouncer"]
+        self.assertEqual(written(poolers.PGBOUNCER_PREPARING)["max_prepared_statements"], "200")
+        self.assertNotIn("max_prepared_statements", written(()))
+
+    def test_one_may_be_given(self):
+        found = programs.variants(["pgbouncer"], pgbouncer="/bin/sh")
+        self.assertEqual(found, {"pgbouncer": (str(Path("/bin/sh").resolve()), ())})
+        with self.assertRaises(programs.Missing):
+            programs.variants(["pgbouncer"], pgbouncer="/no/such/pgbouncer")
 
 
 class CasesAreChosen(unittest.TestCase):
