@@ -3,6 +3,7 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Names an entry of a `Slab<T>`.
 pub struct Key<T> {
@@ -105,6 +106,14 @@ impl<T> Slab<T> {
     pub fn get(&self, key: Key<T>) -> Option<&T> {
         let entry = self.entries.get(key.slot as usize)?;
         if entry.generation == key.generation { entry.value.as_ref() } else { None }
+    }
+
+    /// Where the value lies, or did.
+    #[inline]
+    pub fn memory_of(&self, key: Key<T>) -> Range<*const u8> {
+        let range =
+            self.entries.get(key.slot as usize).map(std::slice::from_ref).unwrap_or_default().as_ptr_range();
+        range.start.cast()..range.end.cast()
     }
 
     /// The value, unless it is gone.

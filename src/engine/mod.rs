@@ -227,6 +227,9 @@ impl Engine {
     fn dispatch(self: &Rc<Self>, event: Event) {
         match event {
             Event::Received { owner, buffer, .. } => {
+                if let Some(next) = self.ring.upcoming() {
+                    ring::prefetch(self.shard.borrow().memory_of(next));
+                }
                 self.guarded(owner, Some(&buffer), |shard| shard.received(owner, &buffer));
             }
             Event::Sent { owner, bytes, .. } => self.guarded(owner, None, |shard| shard.sent(owner, bytes)),

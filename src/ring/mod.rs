@@ -28,6 +28,7 @@ mod executor;
 mod kernel;
 mod listeners;
 mod outgoing;
+mod prefetch;
 mod remote;
 mod slots;
 mod sockets;
@@ -58,6 +59,7 @@ pub use error::RingError;
 pub use executor::run_shard;
 pub use listeners::ListenerId;
 pub use outgoing::Outgoing;
+pub use prefetch::prefetch;
 pub use remote::{Broken, Promise, Remote};
 pub use tasks::Tasks;
 pub use waits::Sleep;
@@ -313,6 +315,15 @@ impl Ring {
         }
     }
 
+    /// Whom the next completion of this turn concerns, if that is a socket's.
+    #[inline]
+    pub fn upcoming(&self) -> Option<Owner> {
+        let state = self.state();
+        let (kind, key) = Key::of_user_data(state.gathered.front()?.user_data());
+        let is_of_socket = matches!(kind, Some(Kind::Receive | Kind::Send));
+        if is_of_socket { state.sockets.owner(key) } else { None }
+    }
+
     /// Delivers what arrives, from now on.
     pub fn start_receiving(&self, socket: SocketId) {
         self.state().start_receiving(socket);
@@ -523,6 +534,7 @@ impl State {
                     self.in_flight -= 1;
                     self.on_inline_failed(key, &completion);
                 } else {
+                    self.sockets.table.prefetch(key);
                     self.gathered.push_back(completion);
                 }
             }

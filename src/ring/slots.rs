@@ -1,5 +1,7 @@
 //! Tables whose slots are reused, and the numbers by which the kernel's completions name them.
 
+use super::prefetch::prefetch;
+
 /// A slot's index, and the generation of what is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key {
@@ -48,6 +50,15 @@ impl<T> Slots<T> {
     pub fn get(&self, key: Key) -> Option<&T> {
         let entry = self.entries.get(key.slot as usize)?;
         if entry.generation == key.generation { entry.value.as_ref() } else { None }
+    }
+
+    /// Asks for the memory of a slot.
+    #[inline]
+    pub fn prefetch(&self, key: Key) {
+        if let Some(entry) = self.entries.get(key.slot as usize) {
+            let range = std::slice::from_ref(entry).as_ptr_range();
+            prefetch(range.start.cast()..range.end.cast());
+        }
     }
 
     pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {

@@ -99,6 +99,12 @@ impl Sockets {
             copied: 0,
         }
     }
+
+    /// Whose a socket is.
+    #[inline]
+    pub fn owner(&self, key: Key) -> Option<Owner> {
+        self.table.get(key).map(|socket| socket.owner)
+    }
 }
 
 impl Socket {

@@ -67,6 +67,7 @@ use deadlines::{Deadline, Deadlines};
 use hashbrown::HashMap;
 use permits::EndpointState;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 type ClientKey = Key<Client>;
@@ -209,6 +210,15 @@ impl Shard {
     pub fn set_time(&mut self, now: Instant) {
         debug_assert!(now >= self.now, "time goes on");
         self.now = now;
+    }
+
+    /// Where the entry of a client or server lies.
+    #[inline]
+    pub fn memory_of(&self, owner: Owner) -> Range<*const u8> {
+        match Party::from_owner(owner) {
+            Party::Client(key) => self.clients.memory_of(key),
+            Party::Server(key) => self.servers.memory_of(key),
+        }
     }
 
     /// Bytes arrived. Effects may refer to them by [`Piece::Received`].
