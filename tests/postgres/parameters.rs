@@ -81,7 +81,12 @@ fn startup_parameters_that_nobody_knows_are_refused_or_ignored() {
     if !Target::is_pgpinion() {
         return;
     }
-    let cluster = Cluster::shared();
+    for cluster in Cluster::of_each_release() {
+        what_nobody_knows_is_refused_or_ignored(cluster);
+    }
+}
+
+fn what_nobody_knows_is_refused_or_ignored(cluster: &Cluster) {
     let user = cluster.user("user");
     let pooler = Plan::new(cluster)
         .max_connections(1)
@@ -118,6 +123,44 @@ fn startup_parameters_that_nobody_knows_are_refused_or_ignored() {
     assert_eq!(pid(&mut first), backend, "who asks for nonsense costs no server");
     drop((first, client));
     pooler.finish();
+}
+
+/// PostgreSQL 18 reports `search_path`: a SET of it follows there. In a startup packet it has to be asked for, as with
+/// PgBouncer; what every PostgreSQL reports need not.
+#[test]
+fn s09_what_is_reported_follows() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    for cluster in Cluster::of_each_release() {
+        let user = cluster.user("user");
+        let pooler = Plan::new(cluster).max_connections(1).start();
+        let mut other = connect(&pooler, &user, &[]).expect("a login");
+        for wish in [("search_path", "pg_catalog"), ("options", "-c search_path=pg_catalog")] {
+            let fault = connect(&pooler, &user, &[wish]).expect_err("it was not asked for").to_string();
+            assert!(
+                fault.contains("unsupported startup parameter") && fault.contains("search_path"),
+                "{fault}"
+            );
+        }
+        let wish = [("options", "-c default_transaction_read_only=on")];
+        let mut client = connect(&pooler, &user, &wish).expect("a login");
+        for _ in 0..2 {
+            assert_eq!(show(&mut client, "transaction_read_only"), "on");
+            assert_eq!(client.query("create table refused (a int)").expect("a server").code(), "25006");
+            assert_eq!(show(&mut other, "transaction_read_only"), "off");
+        }
+        let is_reported = other.parameter("search_path").is_some();
+        for path in ["information_schema", "\"A b\", c"] {
+            client.query(&format!("set search_path = {path}")).expect("a server");
+            assert_eq!(show(&mut other, "search_path"), "\"$user\", public");
+            let left = if is_reported { path } else { "\"$user\", public" };
+            assert_eq!(show(&mut client, "search_path"), left);
+            assert_eq!(client.parameter("search_path"), is_reported.then_some(path));
+        }
+        drop((client, other));
+        pooler.finish();
+    }
 }
 
 /// Clients with different values share two servers, and none sees another's.
