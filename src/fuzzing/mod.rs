@@ -9,7 +9,7 @@ mod world;
 pub use session::session;
 
 use crate::guard::{self, Kind, Kinds};
-use crate::prepared::{Exchange, Names, OnServer, Show, Statements, Watch};
+use crate::prepared::{Exchange, Names, OnServer, Show, Statements, Unnamed, Watch};
 use crate::server::{Credentials, Login, Owed};
 use crate::session::{Link, Opening, Progress, Session};
 use crate::wire::error::Report;
@@ -75,6 +75,7 @@ impl Followed {
                 context: &String::new,
                 statements: &mut self.statements,
                 names: &mut self.names,
+                unnamed: &mut Unnamed::default(),
                 server: &mut self.server,
                 failed: false,
                 statements_max: 2,

@@ -110,10 +110,11 @@ fn refusal(text: String) -> Refusal {
 
 /// What all clients may ask for: what PostgreSQL of any version reports and drivers send, and the one they send that is not
 /// reported.
-const HONOURED: [&str; 7] = [
+const HONOURED: [&str; 8] = [
     "application_name",
     "client_encoding",
     "DateStyle",
+    "default_transaction_read_only",
     "IntervalStyle",
     "standard_conforming_strings",
     "TimeZone",

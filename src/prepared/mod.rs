@@ -17,6 +17,7 @@
 //!   ... not there        [Close] [Parse] and then that          what it says
 //! Bind to unknown name   the same untouched                     26000
 //! Close                  Close of nothing                       CloseComplete
+//! the first Bind, Describe without a name   [Parse without a name, or Close] and that   what it says
 //! DEALLOCATE in a Query  [Close] [Parse as x] DEALLOCATE x      what it says
 //! more than a client may Bind to nothing                        54000, for its 26000
 //! what leak_policy refuses: Parse, Bind  Bind to nothing        0A000, for its 26000
@@ -42,6 +43,7 @@ mod names;
 mod notes;
 mod rewrite;
 mod statements;
+mod unnamed;
 mod watch;
 
 pub use cache::Cache;
@@ -49,4 +51,5 @@ pub use names::Names;
 pub use notes::{Edit, OnServer, Show};
 pub use rewrite::{Exchange, Verdict};
 pub use statements::{Fingerprint, Statement, Statements};
+pub use unnamed::Unnamed;
 pub use watch::Watch;

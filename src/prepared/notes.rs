@@ -17,6 +17,8 @@ pub struct OnServer {
     pub(super) notes: VecDeque<Note>,
     /// The command that is complete deallocated a statement that we know.
     expected: bool,
+    /// The unnamed statement is that of the linked client, or there is none as the client has none.
+    pub(super) has_clients_unnamed: bool,
     /// A description that a client may wait for has come to its end.
     learned: bool,
     /// Of the description that is coming.
@@ -26,6 +28,8 @@ pub struct OnServer {
 /// A message in flight.
 #[derive(Debug)]
 pub(super) enum Note {
+    /// A Parse or Close without a name of ours.
+    Ours,
     /// A Close of ours.
     Close(Fingerprint),
     /// A Parse of ours.
@@ -85,6 +89,12 @@ impl OnServer {
         Self { cache, ..Self::default() }
     }
 
+    /// It is given to a client: its unnamed statement is somebody else's.
+    #[inline]
+    pub fn linked(&mut self) {
+        self.has_clients_unnamed = false;
+    }
+
     /// What it has prepared.
     pub fn cache(&self) -> &Cache {
         &self.cache
@@ -128,7 +138,7 @@ impl OnServer {
     pub fn answered(&mut self, names: Option<&mut Names>) -> Show {
         let Some(note) = self.notes.pop_front() else { return Show::Pass };
         let show = match &note {
-            Note::Close(_) | Note::Parse(_) => Show::Swallow,
+            Note::Ours | Note::Close(_) | Note::Parse(_) => Show::Swallow,
             Note::DefineKnown(..) => Show::Instead(PARSE_COMPLETE),
             _ => Show::Pass,
         };
@@ -192,7 +202,7 @@ impl OnServer {
             }
             // It should have failed: now the name may stand for something else.
             Note::DefineTwice(_, statement) if done => self.cache.doubt(&statement.fingerprint),
-            Note::DefineTwice(..) | Note::Use(..) | Note::UseOfNothing(_) | Note::Refuse(_) => {}
+            Note::Ours | Note::DefineTwice(..) | Note::Use(..) | Note::UseOfNothing(_) | Note::Refuse(_) => {}
         }
     }
 

@@ -4,7 +4,7 @@ use super::deallocate;
 use super::names::{Known, Meaning};
 use super::notes::Note;
 use super::statements::{NAME_BYTES, NOTHING, PREFIX};
-use super::{Fingerprint, Names, OnServer, Statement, Statements, Watch};
+use super::{Fingerprint, Names, OnServer, Statement, Statements, Unnamed, Watch};
 use crate::limits::{
     MESSAGE_BYTES_MAX, PREPARED_BYTES_PER_CLIENT_MAX, STATEMENT_BYTES_MAX, STATEMENT_NAMES_BYTES_MAX,
 };
@@ -21,6 +21,8 @@ pub struct Exchange<'a> {
     pub statements: &'a mut Statements,
     /// The client's; made when it first has some.
     pub names: &'a mut Option<Box<Names>>,
+    /// The client's without a name.
+    pub unnamed: &'a mut Unnamed,
     /// The server's.
     pub server: &'a mut OnServer,
     /// The server is in a transaction that failed, or was at the last ReadyForQuery.
@@ -62,15 +64,20 @@ impl Exchange<'_> {
             return verdict;
         }
         match (tag, body) {
-            _ if !self.follows => Verdict::Pass,
-            (tag::PARSE, [0, ..]) | (tag::BIND, [0, 0, ..]) => Verdict::Pass,
+            (tag::PARSE, [0, ..]) => return self.look_at_unnamed_parse(body, length, owed),
+            (tag::BIND, [0, 0, ..]) => return self.look_at_unnamed_use(tag, length, owed),
+            (tag::QUERY, _) => self.drop_unnamed(owed),
+            _ => {}
+        }
+        match (tag, body) {
+            (tag::PARSE | tag::QUERY, _) if !self.follows => Verdict::Pass,
             (tag::PARSE, _) => self.look_at_parse(body, length, owed),
             (tag::BIND, _) => self.look_at_bind(body, length, owed),
             (tag::DESCRIBE | tag::CLOSE, [kind, ..]) if *kind != b'S' => Verdict::Pass,
             (tag::DESCRIBE | tag::CLOSE, _) if body.len() < length => {
                 Verdict::Incomplete(HEADER_BYTES + length)
             }
-            (tag::DESCRIBE | tag::CLOSE, _) => self.look_at_name(tag, body, owed),
+            (tag::DESCRIBE | tag::CLOSE, _) => self.look_at_name(tag, body, length, owed),
             (tag::QUERY, []) if (1..=DEALLOCATE_BYTES_MAX).contains(&length) && self.names.is_some() => {
                 Verdict::Incomplete(HEADER_BYTES + 1)
             }
@@ -150,18 +157,25 @@ impl Exchange<'_> {
             };
         };
         if name.is_empty() {
-            return Verdict::Pass;
+            return self.look_at_unnamed_use(tag::BIND, length, owed);
         }
         let read = body.len() - rest.len();
         self.look_at_use(tag::BIND, portal, name, (read, length), owed)
     }
 
     /// A whole Describe or Close of a statement.
-    fn look_at_name(&mut self, tag: u8, body: &[u8], owed: &mut Owed) -> Verdict {
+    fn look_at_name(&mut self, tag: u8, body: &[u8], length: usize, owed: &mut Owed) -> Verdict {
         let Some(([b'S', ..], (name, []))) = Some(body).zip(body.get(1..).and_then(split_string)) else {
             return Verdict::Pass;
         };
-        if name.is_empty() || self.is_skipped(owed) {
+        if self.is_skipped(owed) {
+            return Verdict::Pass;
+        }
+        if name.is_empty() && tag == tag::DESCRIBE {
+            return self.look_at_unnamed_use(tag, length, owed);
+        }
+        if name.is_empty() {
+            self.drop_unnamed(owed);
             return Verdict::Pass;
         }
         if tag == tag::DESCRIBE {

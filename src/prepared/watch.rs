@@ -71,13 +71,13 @@ impl Exchange<'_> {
         self.weigh(tag::BIND, seen, length, owed)
     }
 
-    fn look_at_text(&self, terminated: &[u8]) -> Kinds {
+    pub(super) fn look_at_text(&self, terminated: &[u8]) -> Kinds {
         let Some(watch) = &self.watch else { return Kinds::NONE };
         guard::look(text_of(terminated), watch.session)
     }
 
     #[inline]
-    fn weigh(&mut self, tag: u8, seen: Kinds, length: usize, owed: &mut Owed) -> Option<Verdict> {
+    pub(super) fn weigh(&mut self, tag: u8, seen: Kinds, length: usize, owed: &mut Owed) -> Option<Verdict> {
         let watch = self.watch.as_mut().filter(|_| !seen.is_empty())?;
         watch.seen |= seen;
         let first = (seen & watch.refused).iter().next()?;

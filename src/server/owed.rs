@@ -402,6 +402,14 @@ impl Owed {
         self.group
     }
 
+    /// The group of which an error would strike a Parse that was sent, if there is one.
+    pub fn endangered_group(&self) -> Option<u32> {
+        let group = self.entries.iter().take_while(|entry| entry.kind != Kind::Sync);
+        let has_parse = group.map(|entry| entry.kind).any(|kind| kind == Kind::Parse);
+        let syncs = self.entries.iter().filter(|entry| entry.kind == Kind::Sync).count() as u32;
+        has_parse.then_some(self.group.wrapping_sub(syncs))
+    }
+
     /// The server takes whatever comes next for data of a COPY.
     #[inline]
     pub fn takes_copy_data(&self) -> bool {

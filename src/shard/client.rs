@@ -6,7 +6,7 @@ use crate::guard::Kinds;
 use crate::ids::{Owner, RouteName, SessionId, ShardId, SocketId};
 use crate::limits::{OWED_REPLIES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW};
 use crate::parameters::Values;
-use crate::prepared::Names;
+use crate::prepared::{Names, Unnamed};
 use crate::session::{End, Opening, Session, Until};
 use crate::time::Instant;
 use crate::wire::startup::{self, Packet, Startup, StartupError};
@@ -24,6 +24,8 @@ pub struct Client {
     pub(super) session: Session,
     /// Its prepared statements.
     pub(super) names: Option<Box<Names>>,
+    /// And that without a name.
+    pub(super) unnamed: Unnamed,
     /// Bytes received that cannot go on yet.
     pub(super) pending: Vec<u8>,
     /// What those have to wait for although there is a server.
@@ -90,6 +92,7 @@ impl Client {
             route: None,
             session: Session::default(),
             names: None,
+            unnamed: Unnamed::default(),
             pending: Vec::new(),
             until: None,
             unsent: 0,

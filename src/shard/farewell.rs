@@ -34,7 +34,7 @@ impl Shard {
             if matches!(server.state, State::Closing) {
                 return;
             }
-            let segment = match server.framer.next(bytes, &mut at, backend::longest) {
+            let segment = match server.framer.next(bytes, &mut at, backend::longest_unheard) {
                 Ok(Some(segment)) => segment,
                 Ok(None) => return,
                 Err(error) => return self.close_broken(key, &error.to_string()),

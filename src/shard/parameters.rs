@@ -191,7 +191,7 @@ impl Shard {
     ) -> bool {
         loop {
             let Some(server) = self.servers.get_mut(key) else { return false };
-            let segment = match server.framer.next(bytes, at, backend::longest) {
+            let segment = match server.framer.next(bytes, at, backend::longest_unheard) {
                 Ok(Some(segment)) => segment,
                 Ok(None) => return true,
                 Err(error) => return self.replay_broke(key, client, error.to_string()),

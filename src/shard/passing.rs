@@ -95,7 +95,8 @@ impl Shard {
         from: usize,
         piece: impl Fn(Range<usize>) -> Piece,
     ) {
-        let Some(Client { session, names, pending, until, values, .. }) = self.clients.get_mut(key) else {
+        let Some(Client { session, names, unnamed, pending, until, values, .. }) = self.clients.get_mut(key)
+        else {
             return;
         };
         let Some(server) = self.servers.get_mut(server_key) else { return };
@@ -126,6 +127,7 @@ impl Shard {
             context: &context,
             statements: &mut self.statements,
             names,
+            unnamed,
             server: statements,
             failed: *status == Status::Failed,
             statements_max: self.config.max_prepared_statements.max(1),

@@ -198,6 +198,8 @@ impl Shard {
         client.deadline.clear();
         server.deadline.clear();
         server.state = ServerState::Linked(client_key);
+        server.statements.linked();
+        client.unnamed.linked();
         let same = Arc::ptr_eq(&client.values, &server.values);
         let stale = self.now.since(server.proven) >= self.config.timeouts.server_check.0;
         if self.config.log.level >= LogLevel::Debug && server.last_session != session {

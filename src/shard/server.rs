@@ -13,7 +13,7 @@ use crate::limits::{
     DRAIN_MAX, DRAINED_BYTES_MAX, LOW_WATER_BYTES, UNDERSTOOD_BYTES_MAX, UNSENT_BYTES_HIGH, UNSENT_BYTES_LOW,
 };
 use crate::parameters::Values;
-use crate::prepared::{Edit, Names, OnServer, Show};
+use crate::prepared::{Edit, Names, OnServer, Show, Unnamed};
 use crate::server::{Login, Nonsense, Owed};
 use crate::time::Instant;
 use crate::wire::backend::{self, Status, tag};
@@ -325,8 +325,11 @@ impl Shard {
                 }
                 return;
             }
-            let names = self.clients.get_mut(client).and_then(|client| client.names.as_deref_mut());
-            let answer = read_answer(server, names, bytes, &mut at, statement_mode);
+            let statements =
+                self.clients.get_mut(client).map(|client| (&mut client.names, &mut client.unnamed));
+            let (names, unnamed) = statements.unzip();
+            let names = names.and_then(|names| names.as_deref_mut());
+            let answer = read_answer(server, (names, unnamed), bytes, &mut at, statement_mode);
             let settled = server.owed.is_settled();
             let forbidden = statement_mode && answer.ready && server.is_in_transaction();
             let learned = server.statements.take_learned();
@@ -539,7 +542,7 @@ impl Shard {
 #[inline]
 fn read_answer(
     server: &mut Server,
-    mut names: Option<&mut Names>,
+    (mut names, mut unnamed): (Option<&mut Names>, Option<&mut Unnamed>),
     bytes: &[u8],
     at: &mut usize,
     statement_mode: bool,
@@ -553,6 +556,8 @@ fn read_answer(
             Err(error) => return answer.broken(server, at, error.to_string()),
         };
         if segment.begins {
+            let fails = segment.tag == tag::ERROR_RESPONSE;
+            let endangered = if fails { server.owed.endangered_group() } else { None };
             match server.account(segment.tag, names.as_deref_mut()) {
                 Ok(Show::Pass) => {}
                 Ok(Show::Swallow) => return answer,
@@ -562,6 +567,9 @@ fn read_answer(
                     return answer;
                 }
                 Err(nonsense) => return answer.broken(server, at, nonsense.to_string()),
+            }
+            if fails && let Some(unnamed) = unnamed.as_deref_mut() {
+                unnamed.failed(endangered, server.owed.in_doubt());
             }
             if segment.body as usize > UNDERSTOOD_BYTES_MAX {
                 server.edit = None;

@@ -56,12 +56,16 @@ impl Status {
 }
 
 /// The largest length field a server's message of a type can have: fixed where the protocol fixes it; what PostgreSQL's
-/// own limits allow (1,664 columns, 65,535 parameters, names of 63 bytes); 1 GB for data. 0 for a type that does not
-/// exist. More is a broken server, and is not waited for.
+/// own limits allow (1,664 columns, 65,535 parameters, names of 63 bytes); 1 GB for data, and for errors and notices, which
+/// quote data. 0 for a type that does not exist. More is a broken server, and is not waited for.
 #[inline]
 pub fn longest(tag: u8) -> u32 {
     match tag {
-        tag::DATA_ROW | tag::COPY_DATA | tag::FUNCTION_CALL_RESPONSE => 0x3fff_ffff + 4,
+        tag::DATA_ROW
+        | tag::COPY_DATA
+        | tag::FUNCTION_CALL_RESPONSE
+        | tag::ERROR_RESPONSE
+        | tag::NOTICE_RESPONSE => 0x3fff_ffff + 4,
         tag::READY_FOR_QUERY => 5,
         tag::PARSE_COMPLETE
         | tag::BIND_COMPLETE
@@ -71,8 +75,6 @@ pub fn longest(tag: u8) -> u32 {
         | tag::PORTAL_SUSPENDED
         | tag::COPY_DONE => 4,
         tag::BACKEND_KEY_DATA => 4 + 4 + CANCEL_KEY_BYTES_MAX as u32,
-        // These quote what a statement said, which may be long.
-        tag::ERROR_RESPONSE | tag::NOTICE_RESPONSE => 64 << 20,
         tag::ROW_DESCRIPTION
         | tag::PARAMETER_DESCRIPTION
         | tag::PARAMETER_STATUS
@@ -84,6 +86,14 @@ pub fn longest(tag: u8) -> u32 {
         | tag::AUTHENTICATION
         | tag::NEGOTIATE_PROTOCOL_VERSION => 1 << 20,
         _ => 0,
+    }
+}
+
+/// The same of a server that no client listens to: what it says of its own accord is not long.
+pub fn longest_unheard(tag: u8) -> u32 {
+    match tag {
+        tag::ERROR_RESPONSE | tag::NOTICE_RESPONSE => 64 << 20,
+        _ => longest(tag),
     }
 }
 

@@ -35,20 +35,27 @@ fn cancelled(
 #[test]
 fn a_long_query_is_cancelled_and_its_session_goes_on() {
     for cluster in Cluster::of_each_release() {
-        for (shards, unix) in [(1, false), (1, true), (2, false)] {
-            let mut plan = Plan::new(cluster).shards(shards);
+        let ways = [
+            ("transaction", 1, false),
+            ("transaction", 1, true),
+            ("transaction", 2, false),
+            ("session", 2, false),
+            ("statement", 2, false),
+        ];
+        for (mode, shards, unix) in ways {
+            let mut plan = Plan::new(cluster).mode(mode).shards(shards);
             if unix {
                 plan = plan.upstream_folder(cluster.socket_folder());
             }
             let pooler = plan.start();
-            long_queries_are_cancelled(cluster, &pooler);
+            long_queries_are_cancelled(cluster, &pooler, mode);
             pooler.finish();
         }
     }
 }
 
 /// Clients of protocol 3.0 and 3.2 in turn.
-fn long_queries_are_cancelled(cluster: &Cluster, pooler: &Pooler) {
+fn long_queries_are_cancelled(cluster: &Cluster, pooler: &Pooler, mode: &str) {
     let user = cluster.user("user");
     let connect = |number: u16| {
         let speaking = Client::connect_speaking(&pooler.address, number % 2 * 2, &login(&user));
@@ -58,12 +65,13 @@ fn long_queries_are_cancelled(cluster: &Cluster, pooler: &Pooler) {
     for round in 0..4 {
         for client in &mut clients {
             let (code, took) = cancelled(cluster, pooler, &user, client, "select pg_sleep(30)");
-            assert_eq!(code, "57014", "round {round}");
+            assert_eq!(code, "57014", "{mode}, round {round}");
             assert!(took < Duration::from_secs(2), "{took:?}");
             assert_eq!(client.query("select 1").expect("a server").value(), "1");
         }
     }
-    for statement in ["begin; select pg_sleep(30)", "do $$ begin perform pg_sleep(30); end $$"] {
+    let statements = ["do $$ begin perform pg_sleep(30); end $$", "begin; select pg_sleep(30)"];
+    for statement in &statements[..if mode == "statement" { 1 } else { 2 }] {
         assert_eq!(cancelled(cluster, pooler, &user, &mut clients[0], statement).0, "57014");
         let _ = clients[0].query("rollback").expect("a server");
     }
@@ -141,9 +149,12 @@ fn nothing_is_cancelled_without_the_key_or_between_queries() {
 fn s07_a_late_cancel_hits_nobody_else() {
     let cluster = Cluster::shared();
     // Most requests of the first find their query in the queue, most of the last come when it is over.
-    for (shards, connections) in pick([(1, 1), (2, 4), (1, 6)], [(1, 1), (2, 2), (2, 8)]) {
+    let ways = pick([(1, 1), (2, 4), (1, 6)], [(1, 1), (2, 2), (2, 8)]).map(|(s, c)| ("transaction", s, c));
+    // In session mode everybody has a server.
+    let session = ("session", 2, pick(8, 20));
+    for (mode, shards, connections) in ways.into_iter().chain([session]) {
         let user = cluster.user("user");
-        let pooler = Plan::new(cluster).shards(shards).max_connections(connections).start();
+        let pooler = Plan::new(cluster).mode(mode).shards(shards).max_connections(connections).start();
         let (done, asked, hit) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
         let most = thread::scope(|scope| {
             for _ in 0..pick(4, 10) {
@@ -170,7 +181,7 @@ fn s07_a_late_cancel_hits_nobody_else() {
         let (asked, hit) = (asked.into_inner(), hit.into_inner());
         assert_eq!(asked as u64, pick(4, 10) * rounds());
         assert!(hit > 0, "no request came in time");
-        println!("{hit} of {asked} came in time; {most} connections to {connections} servers");
+        println!("{mode}: {hit} of {asked} came in time; {most} connections to {connections} servers");
         assert!(most <= 2 * connections, "{most} connections: more requests than servers");
         cluster.assert_quiet(&user, if Target::is_direct() { 50 } else { connections });
         pooler.finish();

@@ -4,7 +4,7 @@
 //!
 //! `PGPINION_TEST_LONG=1` makes ten minutes of it. A failure tells the seed, the client, and what it did last.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
@@ -90,6 +90,8 @@ struct Member<'a> {
     settings: BTreeMap<&'static str, String>,
     /// Its statements: what the text of each has in it.
     statements: BTreeMap<String, String>,
+    /// Those that it deallocated, all at once: it may go on to use them.
+    released: BTreeSet<String>,
     history: VecDeque<String>,
     done: Tally,
 }
@@ -105,11 +107,17 @@ impl Drop for Member<'_> {
 
 type Act = fn(&mut Member<'_>) -> Result<(), Fault>;
 
-const ACTS: [(&str, Act); 18] = [
+const ACTS: [(&str, Act); 24] = [
     ("simple", |member| member.simple()),
     ("several", |member| member.several_statements()),
     ("named", |member| member.named()),
     ("redefined", |member| member.redefined()),
+    ("unnamed", |member| member.unnamed()),
+    ("no unnamed", |member| member.no_unnamed()),
+    ("deallocated", |member| member.deallocate_all()),
+    ("function call", |member| member.function_call()),
+    ("left behind", |member| member.leave_behind()),
+    ("found nothing", |member| member.find_nothing()),
     ("pipeline", |member| member.pipeline()),
     ("flush", |member| member.flush()),
     ("errors", |member| member.errors()),
@@ -136,6 +144,7 @@ impl<'a> Member<'a> {
             client: connect(address, user, number),
             settings: BTreeMap::new(),
             statements: BTreeMap::new(),
+            released: BTreeSet::new(),
             history: VecDeque::new(),
             done: Tally::new(),
         };
@@ -145,6 +154,7 @@ impl<'a> Member<'a> {
 
     fn begin(&mut self) {
         self.statements.clear();
+        self.released.clear();
         for name in SETTINGS {
             let value = self.client.parameter(name).unwrap_or_else(|| panic!("{name} is reported"));
             self.settings.insert(name, value.to_owned());
@@ -239,13 +249,14 @@ impl<'a> Member<'a> {
         let (mut frames, mut sequence) = (Frames::new(), String::new());
         let known = self.statements.contains_key(&name);
         if !known {
-            if self.random.chance(30) {
+            if self.random.chance(30) && !self.released.contains(&name) {
                 self.send(&format!("Bind of no {name}"), frames.bind("", &name, &["x"]).sync())?;
                 let reply = self.collect("EZ")?;
                 assert_eq!(reply.code(), "26000", "{name}");
                 return Ok(());
             }
             let part = format!("{}.{}", self.number, self.random.below(1000));
+            self.released.remove(&name);
             frames = frames.parse(&name, &format!("select '{part}', $1::text"));
             sequence.push('1');
             self.statements.insert(name.clone(), part);
@@ -270,6 +281,90 @@ impl<'a> Member<'a> {
         self.send(&format!("Parse {name} again"), frames)?;
         let reply = self.collect("EZ")?;
         assert_eq!(reply.code(), "42P05", "{name}");
+        Ok(())
+    }
+
+    /// The statement without a name is its own, whatever server it gets next.
+    fn unnamed(&mut self) -> Result<(), Fault> {
+        let part = format!("unnamed {}.{}", self.number, self.random.below(1000));
+        let text = format!("select '{part}', $1::text");
+        self.send("an unnamed Parse", Frames::new().parse("", &text).describe(b'S', "").sync())?;
+        self.collect("1tTZ")?;
+        for _ in 0..self.random.between(1, 3) {
+            sleep(Duration::from_millis(self.random.below(3)));
+            let token = self.client.token();
+            self.send(
+                "its Bind",
+                Frames::new().bind("", "", &[&token]).describe(b'P', "").execute("", 0).sync(),
+            )?;
+            let reply = self.collect("2TDCZ")?;
+            assert_eq!(reply.text_rows(), [[part.clone(), token]]);
+        }
+        Ok(())
+    }
+
+    /// Nor does it find somebody else's where it has none.
+    fn no_unnamed(&mut self) -> Result<(), Fault> {
+        self.ask("select 1", "TDCZ", b'I')?;
+        self.send("a Bind of nothing", Frames::new().bind("", "", &[]).execute("", 0).sync())?;
+        assert_eq!(self.collect("EZ")?.code(), "26000");
+        Ok(())
+    }
+
+    fn deallocate_all(&mut self) -> Result<(), Fault> {
+        match self.random.below(3) {
+            0 => self.ask("deallocate all", "CZ", b'I').map(drop)?,
+            1 => self.ask("select 1; deallocate all; select 2", "TDCCTDCZ", b'I').map(drop)?,
+            _ => {
+                self.send("deallocate all", Frames::new().unnamed("deallocate all", &[]).sync())?;
+                self.collect("12nCZ")?;
+            }
+        }
+        self.released.extend(std::mem::take(&mut self.statements).into_keys());
+        Ok(())
+    }
+
+    /// int4pl.
+    fn function_call(&mut self) -> Result<(), Fault> {
+        let (one, other) = (self.random.below(1000) as u32, self.random.below(1000) as u32);
+        let argument = |number: u32| [4_u32.to_be_bytes(), number.to_be_bytes()].concat();
+        let body =
+            [&177_u32.to_be_bytes()[..], &[0, 1, 0, 1, 0, 2], &argument(one), &argument(other), &[0, 1]]
+                .concat();
+        self.send(&format!("{one} + {other}"), Frames::new().frame(b'F', &[&body]))?;
+        let answer = loop {
+            let message = self.client.read()?;
+            if message.tag == b'V' {
+                break message.body;
+            }
+            assert!(b"NSA".contains(&message.tag), "{}", message.tag as char);
+        };
+        assert_eq!(answer, argument(one + other));
+        self.collect("Z")?;
+        Ok(())
+    }
+
+    /// What cannot follow a client is nobody's.
+    fn leave_behind(&mut self) -> Result<(), Fault> {
+        let statement = *self.random.pick(&[
+            "set work_mem = '77kB'",
+            "set statement_timeout = '1h'",
+            "create temp table left_behind (a int)",
+            "listen left_behind",
+            "prepare left_behind as select 1",
+            "declare left_behind cursor with hold for select 1",
+        ]);
+        self.ask(statement, "CZ", b'I')?;
+        self.find_nothing()
+    }
+
+    fn find_nothing(&mut self) -> Result<(), Fault> {
+        let found = "select current_setting('work_mem'), current_setting('statement_timeout'), \
+            to_regclass('pg_temp.left_behind'), (select count(*) from pg_listening_channels()), \
+            (select count(*) from pg_prepared_statements where name = 'left_behind'), \
+            (select count(*) from pg_cursors)";
+        let reply = self.ask(found, "TDCZ", b'I')?;
+        assert_eq!(reply.text_rows().concat(), ["4MB", "0", "", "0", "0", "0"]);
         Ok(())
     }
 

@@ -4,11 +4,15 @@
 mod tokio_habits;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::cluster::{Cluster, bin};
 use crate::pooler::{Plan, Pooler, Target};
+use crate::process;
 use crate::wire::Address;
 
 fn root() -> &'static Path {
@@ -119,6 +123,86 @@ fn jdbc_prepares_at_the_first_use() {
     run(&pooler, &user, Command::new("java").args(["-Xshare:auto", "-cp", &classes, "Jdbc"]));
     pooler.finish();
 }
+
+/// psql, several at a time on fewer servers: what it prints is what it prints without a pooler.
+#[test]
+fn psql_prints_what_it_prints_without_a_pooler() {
+    if Target::current() == Target::Pgbouncer {
+        return;
+    }
+    for cluster in Cluster::of_each_release() {
+        let user = cluster.user("user");
+        cluster.sql("create table if not exists psql_rows (id int, owner text not null, text text)");
+        cluster.sql(&format!("grant all on psql_rows to {user}"));
+        let names: Vec<String> = (0..PSQL_CLIENTS).map(|number| format!("{user}'s {number}")).collect();
+        let direct: Vec<String> = names.iter().map(|who| psql(&cluster.address(), &user, who)).collect();
+        assert!(direct[0].contains("the end of ") && direct[0].contains("LOCATION:"), "{}", direct[0]);
+        let pooler = Plan::new(cluster).shards(2).max_connections(2).start();
+        std::thread::scope(|scope| {
+            for (who, expected) in names.iter().zip(&direct) {
+                let (pooler, user) = (&pooler, &user);
+                scope.spawn(move || {
+                    let got = psql(&pooler.address, user, who);
+                    let same = expected.lines().zip(got.lines()).take_while(|(one, two)| one == two).count();
+                    let around = |text: &str| {
+                        text.lines().skip(same.saturating_sub(3)).take(8).collect::<Vec<_>>().join("\n")
+                    };
+                    assert!(got == *expected, "{who}: {}\n--- through:\n{}", around(expected), around(&got));
+                });
+            }
+        });
+        interrupts(&pooler, &user);
+        pooler.finish();
+    }
+}
+
+/// What psql prints, errors among the rest.
+fn psql(address: &Address, user: &str, who: &str) -> String {
+    let folder = process::folder("psql");
+    let file = folder.join("rows");
+    let mut command = psql_command(address, user);
+    command.args(["-a", "-f", "tests/drivers/psql.sql", "-v", &format!("who={who}"), "-v"]);
+    command.arg(format!("file={}", file.display())).current_dir(root());
+    let output = command.output().expect("psql is installed with PostgreSQL");
+    let text = [output.stdout, b"--- errors:\n".to_vec(), output.stderr].concat();
+    // Numbers of large objects are PostgreSQL's own, and files have names of their own.
+    let text = String::from_utf8_lossy(&text).replace(&folder.display().to_string(), "FOLDER");
+    text.lines().filter(|line| !line.starts_with("lo_")).map(|line| format!("{line}\n")).collect()
+}
+
+fn psql_command(address: &Address, user: &str) -> Command {
+    let Address::Tcp(address) = address else { panic!("by TCP") };
+    let mut command = Command::new(bin("psql"));
+    command.args([
+        "-X",
+        "-U",
+        user,
+        "-h",
+        &address.ip().to_string(),
+        "-p",
+        &address.port().to_string(),
+        "app",
+    ]);
+    command
+}
+
+/// Ctrl-C cancels what it waits for.
+fn interrupts(pooler: &Pooler, user: &str) {
+    let mut command = psql_command(&pooler.address, user);
+    command.args(["-c", "select 'begun'", "-c", "select pg_sleep(30)"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("psql is installed with PostgreSQL");
+    std::thread::sleep(Duration::from_millis(1500));
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("it runs");
+    let began = Instant::now();
+    let output = child.wait_with_output().expect("it ends");
+    assert!(began.elapsed() < Duration::from_secs(10), "it was not cancelled");
+    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("begun"), "{said}{errors}");
+    assert!(errors.contains("canceling statement due to user request"), "{errors}");
+}
+
+const PSQL_CLIENTS: usize = 4;
 
 /// pgbench prepares each statement of its script once for each of its connections; with `-C` that is for each
 /// transaction.

@@ -6,8 +6,8 @@ mod scripts;
 mod setup;
 
 use crate::cluster::{Cluster, Release};
-use crate::pooler::{Plan, Target, login};
-use crate::streams::{assert_same, play};
+use crate::pooler::{Memory, Plan, Target, login};
+use crate::streams::{Step, assert_same, play};
 
 use scripts::{Script, scripts};
 
@@ -59,12 +59,12 @@ fn sessions_answer_as(cluster: &Cluster) {
             cluster.sql("truncate kept");
             let expected = play(&cluster.address(), &parameters, &script.steps, |_| {});
             cluster.sql("truncate kept");
-            // Somebody else takes the server that was used last before every other step.
+            // Somebody else takes the server that was used last before every other step, and leaves an unnamed statement there.
             let mut other = pooler.client(&user);
             let disturb = |step: usize| {
                 let statement = if step % 2 == 1 { "begin" } else { "rollback" };
                 if way.mode != "statement" {
-                    assert_eq!(other.query(statement).expect("a server").code(), "", "{what}");
+                    assert_eq!(other.extended(statement, &[]).expect("a server").code(), "", "{what}");
                 }
             };
             let got = play(&pooler.address, &parameters, &script.steps, disturb);
@@ -76,3 +76,39 @@ fn sessions_answer_as(cluster: &Cluster) {
         pooler.finish();
     }
 }
+
+/// Rows, texts, errors and notices of tens of megabytes, streamed in bounded memory.
+#[test]
+fn very_large_messages_answer_as_postgresql() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    for cluster in Cluster::of_each_release() {
+        let user = cluster.user("user");
+        // Such errors would fill its log.
+        cluster.sql(&format!("alter role {user} set log_min_messages = panic"));
+        let pooler = Plan::new(cluster).max_connections(2).start();
+        let mut memory = Memory::of(&pooler);
+        let parameters = login(&user);
+        for (step, frames) in setup::very_large(LARGE_BYTES).into_iter().enumerate() {
+            let what = format!("very large messages, {step}");
+            let step = [Step::All(frames)];
+            let expected = play(&cluster.address(), &parameters, &step, |_| {});
+            let got = play(&pooler.address, &parameters, &step, |_| memory.look(&pooler));
+            memory.look(&pooler);
+            assert_same(&what, &step[0], &expected[0], &got[0]);
+            let largest = got[0].iter().map(Vec::len).max();
+            assert!(largest >= Some(LARGE_BYTES) || step_is_upward(&step[0]), "{what}: {largest:?} bytes");
+        }
+        memory.assert_grown_less_than(32 << 20);
+        pooler.finish();
+    }
+}
+
+/// The client says more than it is told.
+fn step_is_upward(step: &Step) -> bool {
+    matches!(step, Step::All(frames) if frames.0.len() > LARGE_BYTES)
+}
+
+/// More than any bound of ours that is not PostgreSQL's.
+const LARGE_BYTES: usize = 70_000_000;

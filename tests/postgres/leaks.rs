@@ -1,4 +1,4 @@
-//! S09: what a client leaves in the session of a server that it shares. `LEAK_ROUNDS=50` is the long form.
+//! S09: what a client leaves in the session of a server that it shares.
 
 use std::time::Duration;
 
@@ -6,6 +6,7 @@ use crate::cluster::Cluster;
 use crate::console::values;
 use crate::pooler::{Plan, Pooler, Target, login};
 use crate::process::eventually;
+use crate::scale::pick;
 use crate::wire::{Client, Frames, Reply};
 
 /// What becomes of a kind of state.
@@ -141,14 +142,19 @@ fn probe() -> String {
 }
 
 fn rounds() -> usize {
-    std::env::var("LEAK_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
+    pick(2, 50)
 }
 
 fn leaks(policy: &'static str, column: usize) {
     if !Target::is_pgpinion() {
         return;
     }
-    let cluster = Cluster::shared();
+    for cluster in Cluster::of_each_release() {
+        leaks_before(cluster, policy, column);
+    }
+}
+
+fn leaks_before(cluster: &Cluster, policy: &'static str, column: usize) {
     let user = cluster.user("user");
     cluster.sql(&format!("alter role {user} superuser"));
     cluster.sql("create sequence if not exists leak_sequence");
@@ -413,6 +419,40 @@ fn pinned_clients_are_counted_until_they_leave() {
     listener.query("select 1").expect("an answer");
     assert_eq!(listener.read_to_end(Duration::from_secs(5)).expect("a reason").code, "57P05");
     drop((third, other));
+    pooler.finish();
+}
+
+/// Each route has its own policy, and those that have none have the general one.
+#[test]
+fn policies_differ_from_route_to_route() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let policies = ["allow", "log", "reset", "pin", "refuse", "general"];
+    let users = policies.map(|policy| (policy, cluster.user("user")));
+    let mut plan = Plan::new(cluster).max_connections(2 * policies.len()).set("leak_policy", "\"refuse\"");
+    for (policy, user) in &users[..policies.len() - 1] {
+        plan = plan.route(user, &format!("leak_policy = \"{policy}\"\nmax_connections = 1"));
+    }
+    let pooler = plan.start();
+    for (policy, user) in &users {
+        let mut client = pooler.client(user);
+        let refused = client.query("set work_mem = '77kB'").expect("an answer").code() == "0A000";
+        assert_eq!(refused, ["refuse", "general"].contains(policy), "{policy}");
+        let left = client.query("show work_mem").expect("an answer").value() == "77kB";
+        assert_eq!(left, ["allow", "log", "pin"].contains(policy), "{policy}");
+        let mut other = pooler.client(user);
+        other.send(&Frames::new().query("show work_mem").0).expect("sent");
+        if *policy == "pin" {
+            other.assert_silent(Duration::from_millis(200));
+            client.terminate_and_wait();
+            assert_eq!(other.collect().expect("a server").value(), "4MB", "{policy}");
+        } else {
+            let found = other.collect().expect("a server").value();
+            assert_eq!(found == "77kB", ["allow", "log"].contains(policy), "{policy}: {found}");
+        }
+    }
     pooler.finish();
 }
 

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::cluster::Cluster;
 use crate::pooler::{Plan, Pooler, Target};
+use crate::proxy::{Pace, Proxy, Weather};
 use crate::wire::{Client, Fault, Frames};
 
 fn connect(pooler: &Pooler, user: &str, more: &[(&str, &str)]) -> Result<Client, Fault> {
@@ -81,7 +83,12 @@ fn startup_parameters_that_nobody_knows_are_refused_or_ignored() {
     if !Target::is_pgpinion() {
         return;
     }
-    let cluster = Cluster::shared();
+    for cluster in Cluster::of_each_release() {
+        what_nobody_knows_is_refused_or_ignored(cluster);
+    }
+}
+
+fn what_nobody_knows_is_refused_or_ignored(cluster: &Cluster) {
     let user = cluster.user("user");
     let pooler = Plan::new(cluster)
         .max_connections(1)
@@ -119,6 +126,97 @@ fn startup_parameters_that_nobody_knows_are_refused_or_ignored() {
     drop((first, client));
     pooler.finish();
 }
+
+/// PostgreSQL 18 reports `search_path`: a SET of it follows there. In a startup packet it has to be asked for, as with
+/// PgBouncer; what every PostgreSQL reports need not.
+#[test]
+fn s09_what_is_reported_follows() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    for cluster in Cluster::of_each_release() {
+        let user = cluster.user("user");
+        let pooler = Plan::new(cluster).max_connections(1).start();
+        let mut other = connect(&pooler, &user, &[]).expect("a login");
+        for wish in [("search_path", "pg_catalog"), ("options", "-c search_path=pg_catalog")] {
+            let fault = connect(&pooler, &user, &[wish]).expect_err("it was not asked for").to_string();
+            assert!(
+                fault.contains("unsupported startup parameter") && fault.contains("search_path"),
+                "{fault}"
+            );
+        }
+        let wish = [("options", "-c default_transaction_read_only=on")];
+        let mut client = connect(&pooler, &user, &wish).expect("a login");
+        for _ in 0..2 {
+            assert_eq!(show(&mut client, "transaction_read_only"), "on");
+            assert_eq!(client.query("create table refused (a int)").expect("a server").code(), "25006");
+            assert_eq!(show(&mut other, "transaction_read_only"), "off");
+        }
+        let is_reported = other.parameter("search_path").is_some();
+        for path in ["information_schema", "\"A b\", c"] {
+            client.query(&format!("set search_path = {path}")).expect("a server");
+            assert_eq!(show(&mut other, "search_path"), "\"$user\", public");
+            let left = if is_reported { path } else { "\"$user\", public" };
+            assert_eq!(show(&mut client, "search_path"), left);
+            assert_eq!(client.parameter("search_path"), is_reported.then_some(path));
+        }
+        drop((client, other));
+        pooler.finish();
+    }
+}
+
+/// Before a real server: nothing is set while values are equal, and what differs is set on the way of the query.
+#[test]
+fn values_cost_nothing_while_equal_and_no_round_trip_when_not() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    for cluster in Cluster::of_each_release() {
+        let user = cluster.user("user");
+        cluster.sql(&format!("alter role {user} set log_statement = 'all'"));
+        let proxy = Proxy::to_port(cluster.port());
+        proxy.set(Weather::paced(Pace::Far(WAY_MS)));
+        let pooler = Plan::to_port(proxy.port()).max_connections(1).start_alone();
+        let mark = cluster.mark();
+        let set = || {
+            let lines = cluster.log_since(mark, &user);
+            lines.iter().filter(|line| line.contains("set_config")).count()
+        };
+        let wishes = [("TimeZone", "PRC"), ("DateStyle", "German"), ("application_name", "one")];
+        let mut one = connect(&pooler, &user, &wishes).expect("a login");
+        let mut two =
+            connect(&pooler, &user, &[("TimeZone", "PRC"), ("application_name", "two")]).expect("a login");
+        let ask = |client: &mut Client| {
+            let began = Instant::now();
+            let all = "select current_setting('TimeZone'), current_setting('application_name')";
+            let reply = client.extended(all, &[]).expect("a server");
+            (reply.text_rows().concat(), began.elapsed())
+        };
+        let trips = |took: Duration| took.as_millis() as u64 / (2 * WAY_MS);
+        ask(&mut one);
+        let before = set();
+        for _ in 0..3 {
+            assert_eq!(trips(ask(&mut one).1), 1);
+        }
+        assert_eq!(set(), before, "the values were the client's already");
+        for round in 1..=3 {
+            for (client, name, differ) in [(&mut two, "two", 2), (&mut one, "one", 2)] {
+                let before = set();
+                let (row, took) = ask(client);
+                assert_eq!(row, ["PRC", name]);
+                assert_eq!(trips(took), 1, "{round}: it took {took:?}");
+                // The date style and the name; the zone is the same.
+                assert_eq!(set() - before, differ, "{round}");
+            }
+        }
+        drop((one, two));
+        drop(proxy);
+        pooler.finish();
+    }
+}
+
+/// From one end to the other.
+const WAY_MS: u64 = 150;
 
 /// Clients with different values share two servers, and none sees another's.
 #[test]

@@ -29,6 +29,8 @@ pub enum Pace {
     Dribble,
     /// Each piece waits up to 200 ms.
     Jitter,
+    /// Each piece is so many milliseconds on its way.
+    Far(u64),
     /// 64 KB per second.
     Slow,
 }
@@ -148,6 +150,7 @@ fn forward(
         match pace {
             Pace::Full | Pace::Dribble => {}
             Pace::Jitter => sleep(Duration::from_millis(random.below(200))),
+            Pace::Far(time) => sleep(Duration::from_millis(time)),
             Pace::Slow => sleep(Duration::from_secs(count as u64) / (64 << 10)),
         }
         let mut pieces = chunk[..count].chunks(if pace == Pace::Dribble { 1 } else { count });

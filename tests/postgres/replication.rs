@@ -1,4 +1,4 @@
-//! Replication connections through the pooler, in transaction mode: PostgreSQL's own tools, a subscription, and every
+//! Replication connections through the pooler, in every pool mode: PostgreSQL's own tools, a subscription, and every
 //! message.
 
 use std::path::Path;
@@ -54,8 +54,8 @@ fn a_base_backup_is_whole() {
     }
     let cluster = cluster(Release::Installed);
     cluster.sql("create table kept as select i, repeat('x', 500) as text from generate_series(1, 50000) i");
-    for wal in ["stream", "fetch"] {
-        let pooler = Plan::new(&cluster).max_connections(4).start();
+    for (mode, wal) in [("transaction", "stream"), ("transaction", "fetch"), ("session", "stream")] {
+        let pooler = Plan::new(&cluster).mode(mode).max_connections(4).start();
         let folder = process::folder("backup");
         let data = folder.join("data");
         process::run(tool(&pooler, "pg_basebackup").args(["-c", "fast", "-X", wal, "-D"]).arg(&data));
@@ -118,25 +118,28 @@ fn changes_are_received_decoded() {
     }
     let cluster = cluster(Release::Installed);
     cluster.sql("create table changed (text text)");
-    let pooler = Plan::new(&cluster).start();
-    let receive = |more: &[&str]| {
-        process::run(tool(&pooler, "pg_recvlogical").args(["-d", "app", "--slot", "decoded"]).args(more))
-    };
-    receive(&["--create-slot", "--plugin", "test_decoding"]);
-    let mut writer =
-        Client::connect(&pooler.address, &[("user", "postgres"), ("database", "app")]).expect("a login");
-    for number in 0..500 {
-        writer.query(&format!("insert into changed values ('change {number}')")).expect("a server");
+    for mode in ["transaction", "session"] {
+        let pooler = Plan::new(&cluster).mode(mode).start();
+        let receive = |more: &[&str]| {
+            process::run(tool(&pooler, "pg_recvlogical").args(["-d", "app", "--slot", "decoded"]).args(more))
+        };
+        receive(&["--create-slot", "--plugin", "test_decoding"]);
+        let mut writer =
+            Client::connect(&pooler.address, &[("user", "postgres"), ("database", "app")]).expect("a login");
+        for number in 0..500 {
+            let insert = format!("insert into changed values ('{mode} {number}')");
+            assert_eq!(writer.query(&insert).expect("a server").code(), "");
+        }
+        let end = cluster.value("select pg_current_wal_lsn()");
+        let changes = receive(&["--start", "--no-loop", "--endpos", &end, "-f", "-"]);
+        for number in 0..500 {
+            assert!(changes.contains(&format!("'{mode} {number}'")), "{mode} {number} is missing");
+        }
+        receive(&["--drop-slot"]);
+        assert_no_sender_left(&cluster);
+        drop(writer);
+        pooler.finish();
     }
-    let end = cluster.value("select pg_current_wal_lsn()");
-    let changes = receive(&["--start", "--no-loop", "--endpos", &end, "-f", "-"]);
-    for number in 0..500 {
-        assert!(changes.contains(&format!("'change {number}'")), "change {number} is missing");
-    }
-    receive(&["--drop-slot"]);
-    assert_no_sender_left(&cluster);
-    drop(writer);
-    pooler.finish();
 }
 
 /// Between the versions there are, through the pooler of the publisher.
@@ -208,7 +211,7 @@ fn every_message_is_that_of_postgresql() {
     }
     for release in Release::all() {
         let cluster = cluster(release);
-        for mode in ["transaction", "statement"] {
+        for mode in ["transaction", "session", "statement"] {
             let pooler = Plan::new(&cluster).mode(mode).max_connections(3).start();
             for replication in ["database", "true", "ON"] {
                 let mut clients = [cluster.address(), pooler.address.clone()]

@@ -253,6 +253,87 @@ fn a_result_changes(cluster: &Cluster, mode: &str, connections: usize) {
     pooler.finish();
 }
 
+/// Whoever deallocates everything, and however: all statements that were there are prepared again where they are used next.
+#[test]
+fn s11_all_may_be_deallocated_at_any_place() {
+    if !Target::is_pgpinion() {
+        return;
+    }
+    for cluster in Cluster::of_each_release() {
+        for mode in ["transaction", "statement"] {
+            everything_is_deallocated(cluster, mode);
+        }
+    }
+}
+
+fn everything_is_deallocated(cluster: &Cluster, mode: &'static str) {
+    let user = cluster.user("user");
+    let pooler = Plan::new(cluster).mode(mode).max_connections(1).start();
+    let (mut leaver, mut other) = (pooler.client(&user), pooler.client(&user));
+    let new = Frames::new;
+    let forms = [
+        (new().query("deallocate all"), "CZ"),
+        (new().query("/* all */ DEALLOCATE PREPARE ALL;"), "CZ"),
+        (new().query("select 1; deallocate all; select 2"), "TDCCTDCZ"),
+        (new().query("deallocate all; select 1/0"), "CEZ"),
+        (new().query("discard all"), "CZ"),
+        (new().unnamed("deallocate all", &[]).sync(), "12nCZ"),
+        (new().unnamed("discard all", &[]).sync(), "12nCZ"),
+        (
+            new().unnamed("select 1", &[]).unnamed("deallocate all", &[]).unnamed("select 2", &[]).sync(),
+            "12TDC12nC12TDCZ",
+        ),
+        (
+            new()
+                .parse("all", "deallocate all")
+                .bind("", "all", &[])
+                .execute("", 0)
+                .close(b'S', "all")
+                .sync(),
+            "12C3Z",
+        ),
+        // Transactions do not undo it.
+        (new().query("begin; deallocate all; commit"), "CCCZ"),
+        (new().query("begin; deallocate all; rollback"), "CCCZ"),
+        (new().query("begin; deallocate all; select 1/0").query("rollback"), "CCEZ"),
+    ];
+    for (number, (frames, sequence)) in forms.iter().enumerate() {
+        let stays_open = *sequence == "CCEZ";
+        if stays_open && mode == "statement" {
+            continue;
+        }
+        let what = format!("{mode}, {number}");
+        let text = format!("select 'statement {number}', $1::text");
+        let use_it = |client: &mut Client, value: &str| {
+            ask(client, new().bind("", "s", &[value]).describe(b'P', "").execute("", 0))
+        };
+        for client in [&mut leaver, &mut other] {
+            assert_eq!(prepare(client, "s", &text).sequence, "1Z", "{what}");
+            assert_eq!(use_it(client, "before").sequence, "2TDCZ", "{what}");
+        }
+        assert!(texts_on_server(&mut other).contains(&text), "{what}");
+        leaver.send(&frames.0).expect("open");
+        assert_eq!(leaver.collect().expect("an answer").sequence, *sequence, "{what}");
+        if stays_open {
+            assert_eq!(leaver.collect().expect("an answer").sequence, "CZ", "{what}");
+        }
+        assert_eq!(texts_on_server(&mut other), [""; 0], "{what}: PostgreSQL has done it");
+        for client in [&mut other, &mut leaver] {
+            let reply = use_it(client, "after");
+            assert_eq!((reply.code(), reply.sequence.as_str()), ("", "2TDCZ"), "{what}: {:?}", reply.errors);
+            assert_eq!(reply.text_rows(), [[format!("statement {number}"), "after".into()]], "{what}");
+        }
+        // Who has done it may give the name anew, who has not may not.
+        assert_eq!(prepare(&mut leaver, "s", &text).sequence, "1Z", "{what}");
+        assert_eq!(prepare(&mut other, "s", &text).code(), "42P05", "{what}");
+        for client in [&mut leaver, &mut other] {
+            assert_eq!(ask(client, new().close(b'S', "s")).sequence, "3Z", "{what}");
+        }
+    }
+    drop((leaver, other));
+    pooler.finish();
+}
+
 /// Many clients give the same names, to the same and to other statements, while tables change: no wrong row, no error that
 /// PostgreSQL would not give.
 #[test]

@@ -43,6 +43,7 @@ pub fn scripts(tell_all: u32) -> Vec<Script> {
         binary_formats(),
         portals(),
         portals_of_a_transaction(),
+        unnamed_statements(),
         function_calls(tell_all),
         function_calls_in_transactions(),
         errors(),
@@ -320,6 +321,69 @@ fn portals_of_a_transaction() -> Script {
         new().query("commit").execute("q", 1).sync(),
     ];
     Script::new("portals of a transaction", steps).stays_open()
+}
+
+/// Used in other batches than the one that prepared them, as lib/pq, pgx and libpq's PQprepare do.
+fn unnamed_statements() -> Script {
+    let prepared = |text: &str| new().parse("", text).describe(b'S', "").sync();
+    let run = |values: &[&str]| new().bind("", "", values).describe(b'P', "").execute("", 0).sync();
+    let steps = vec![
+        run(&[]),
+        new().describe(b'S', "").sync(),
+        prepared("select 'one', $1::text"),
+        run(&["a"]),
+        new().describe(b'S', "").sync(),
+        run(&["b"]).bind("portal", "", &["c"]).execute("portal", 0).sync(),
+        new().bind("portal", "", &["d"]).execute("portal", 0).sync(),
+        prepared("select 'two'"),
+        run(&["of too many"]),
+        run(&[]),
+        // It is there after an error that has nothing to do with it, and gone after one of its own.
+        prepared("select 6 / $1::int"),
+        run(&["0"]),
+        run(&["2"]),
+        new().query("select 1/0"),
+        run(&["2"]),
+        prepared("select 'good'"),
+        prepared("selec"),
+        run(&[]),
+        prepared("select 'good'"),
+        new().unnamed("select 1/0", &[]).sync(),
+        run(&[]),
+        // Simple queries and Close drop it, a FunctionCall and named statements do not.
+        prepared("select 'dropped'"),
+        new().query("select 'dropped by this'"),
+        run(&[]),
+        prepared("select 'dropped'"),
+        new().query(""),
+        new().describe(b'S', "").sync(),
+        prepared("select 'closed'"),
+        new().close(b'S', "").sync(),
+        run(&[]),
+        prepared("select 'kept'"),
+        call(new(), INT4_PLUS, &[0], &[Some(b"1"), Some(b"2")], 0),
+        new().parse("named", "select 'named'").sync(),
+        new().bind("", "named", &[]).execute("", 0).sync().close(b'S', "named").sync(),
+        run(&[]),
+        // Types as they were given, another encoding, a value in another batch than its text.
+        new().frame(b'P', &[b"\0select $1, $2\0\0\x02\0\0\0\x17\0\0\0\x19"]).sync(),
+        bind_as(new(), &[1, 0], &[Some(&[0, 0, 0, 42]), Some(b"text")], &[1]).execute("", 0).sync(),
+        prepared("set timezone = 'PRC'"),
+        run(&[]),
+        prepared("show timezone"),
+        run(&[]),
+        prepared(""),
+        run(&[]),
+        prepared(&format!("select length('{}')", "x".repeat(300_000))),
+        run(&[]),
+        // Sent all at once.
+        prepared("select 'last', $1::text"),
+        [run(&["e"]), run(&["f"]), prepared("select 'very last'"), run(&[])]
+            .into_iter()
+            .fold(new(), |all, frames| Frames([all.0, frames.0].concat())),
+        run(&[]),
+    ];
+    Script::new("unnamed statements", steps)
 }
 
 fn function_calls(tell_all: u32) -> Script {

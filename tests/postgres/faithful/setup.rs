@@ -60,3 +60,30 @@ pub fn call(frames: Frames, oid: u32, formats: &[u16], values: &[Option<&[u8]>],
     body.extend_from_slice(&result.to_be_bytes());
     frames.frame(b'F', &[&body])
 }
+
+/// Requests whose answers, or which themselves, are of so many bytes and some more.
+pub fn very_large(bytes: usize) -> Vec<Frames> {
+    let new = Frames::new;
+    let long = "v".repeat(bytes);
+    let repeated = format!("repeat('x', {bytes})");
+    vec![
+        new().query(&format!("select {repeated}")),
+        new().query(&format!("copy (select {repeated}) to stdout")),
+        new().query(&format!("select {repeated}::int")),
+        new().unnamed(&format!("select {repeated}::int"), &[]).sync(),
+        new().parse("s", &format!("select {repeated}::int")).bind("", "s", &[]).execute("", 0).sync(),
+        new().query(&format!("do $$ begin raise notice '%', {repeated}; end $$")),
+        new().query(&format!("do $$ begin raise exception 'short' using detail = {repeated}; end $$")),
+        // repeat(text, integer).
+        call(new(), 1622, &[0], &[Some(b"x"), Some(bytes.to_string().as_bytes())], 0),
+        new().query(&format!("select length('{long}')")),
+        new().unnamed(&format!("select length('{long}')"), &[]).sync(),
+        new().unnamed("select length($1)", &[&long]).sync(),
+        new().parse("s", "select length($1)").sync().bind("", "s", &[&long]).execute("", 0).sync(),
+        new()
+            .query("begin; create temp table t (a text) on commit drop; copy t from stdin")
+            .copy_data(long.as_bytes())
+            .copy_done()
+            .query("select length(a) from t; commit"),
+    ]
+}
