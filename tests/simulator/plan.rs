@@ -164,6 +164,7 @@ impl Plan {
                 weight: 1,
                 min_connections: 0,
                 max_connections: None,
+                max_waiting_clients: None,
                 leak_policy: None,
             });
         }
