@@ -329,6 +329,7 @@ fn blank_route(database: &str, user: &str) -> RouteSettings {
         weight: 0,
         min_connections: 0,
         max_connections: None,
+        max_waiting_clients: None,
         leak_policy: None,
     }
 }
@@ -340,6 +341,7 @@ fn blank() -> Config {
         pool_mode: PoolMode::Session,
         max_client_conn: 0,
         max_prepared_statements: 0,
+        max_waiting_clients: None,
         default_pool_size: None,
         hand_over: false,
         steering: false,

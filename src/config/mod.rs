@@ -50,6 +50,8 @@ pub struct Config {
     /// Named prepared statements that a server connection keeps in transaction and statement pooling; 0 leaves them to
     /// the client, who then has to find the server again that it prepared them on.
     pub max_prepared_statements: usize,
+    /// Clients of a route that may wait for a server connection on each shard; `None` for as many as come.
+    pub max_waiting_clients: Option<usize>,
     /// Connections that a route without a ceiling of its own can have at most; `None` for as many as the endpoint has.
     pub default_pool_size: Option<usize>,
     /// Whether idle server connections go to the shard where they are wanted.
@@ -290,6 +292,8 @@ pub struct RouteSettings {
     pub min_connections: usize,
     /// Connections it can have at most; `None` for as many as [`Terms::ceiling`] says.
     pub max_connections: Option<usize>,
+    /// Its own [`Config::max_waiting_clients`].
+    pub max_waiting_clients: Option<usize>,
     /// Its own [`Config::leak_policy`].
     pub leak_policy: Option<LeakPolicy>,
 }
@@ -366,6 +370,12 @@ impl Config {
     /// What is done about what clients that ask for `database` as `user` leave in their servers' sessions.
     pub fn leak_policy_of(&self, database: &str, user: &str) -> LeakPolicy {
         self.route(database, user).and_then(|route| route.leak_policy).unwrap_or(self.leak_policy)
+    }
+
+    /// How many clients that ask for `database` as `user` may wait for a server connection on each shard.
+    pub fn waiting_clients_max_of(&self, database: &str, user: &str) -> usize {
+        let own = self.route(database, user).and_then(|route| route.max_waiting_clients);
+        own.or(self.max_waiting_clients).unwrap_or(usize::MAX)
     }
 
     /// What holds for the route of clients that ask for `database` as `user`.

@@ -26,6 +26,7 @@ impl Config {
     pub fn reload(&self, new: &Config) -> Result<Reloaded, String> {
         let config = Config {
             max_prepared_statements: new.max_prepared_statements,
+            max_waiting_clients: new.max_waiting_clients,
             default_pool_size: new.default_pool_size,
             hand_over: new.hand_over,
             steering: new.steering,

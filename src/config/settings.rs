@@ -247,6 +247,15 @@ pub(super) const GENERAL: &[General] = &[
     )
     .live(),
     General::new(
+        "max_waiting_clients",
+        "0",
+        "clients, 0 = all that max_client_conn lets in",
+        |c| &mut c.max_waiting_clients,
+        "clients of one route that may wait for a server connection on one shard; another is refused at once",
+    )
+    .within(0, CLIENTS_MAX)
+    .live(),
+    General::new(
         "query_wait_timeout",
         "120",
         "seconds, 0 = off",
@@ -528,6 +537,15 @@ pub(super) const ROUTE: &[OfRoute] = &[
     OfRoute::new("max_connections", "", "20", |r| &mut r.max_connections, "connections it can have at most")
         .within(1, CONNECTIONS_MAX)
         .live(),
+    OfRoute::new(
+        "max_waiting_clients",
+        "",
+        "50",
+        |r| &mut r.max_waiting_clients,
+        "a max_waiting_clients of its own, on each shard",
+    )
+    .within(1, CLIENTS_MAX)
+    .live(),
     OfRoute::new("leak_policy", "", r#""pin""#, |r| &mut r.leak_policy, "a leak_policy of its own").live(),
 ];
 

@@ -48,6 +48,7 @@ fn nothing_said_means_the_defaults() {
     assert!(config.admin_users.is_empty());
     assert_eq!(config.server_reset_query, "DISCARD ALL");
     assert_eq!(config.leak_policy_of("any", "user"), LeakPolicy::Reset);
+    assert_eq!(config.waiting_clients_max_of("any", "user"), usize::MAX);
     assert_eq!(
         config.timeouts,
         Timeouts {
@@ -232,6 +233,22 @@ leak_policy = "refuse"
     assert_eq!(policies, [LeakPolicy::Refuse, LeakPolicy::Reset]);
     assert_eq!((config.routes[0].weight, config.routes[0].max_connections), (2, Some(20)));
     assert_eq!(config.descriptors_needed(), 10_000 + 2 * 190 + 7 * 2 + 2 * 16 + 64);
+}
+
+#[test]
+fn a_route_has_its_own_bound_of_waiting_clients_or_that_of_all() {
+    let route = "[routes.\"app/batch\"]\nmax_waiting_clients = 3";
+    let bounds = |text: &str| {
+        let config = general(text).unwrap();
+        ["batch", "other"].map(|user| config.waiting_clients_max_of("app", user))
+    };
+    assert_eq!(bounds(&format!("max_waiting_clients = 50\n{route}")), [3, 50]);
+    assert_eq!(bounds(&format!("max_waiting_clients = 0\n{route}")), [3, usize::MAX]);
+    let refused = general("max_waiting_clients = -1").unwrap_err();
+    assert_eq!(refused, ["etc/p.toml:2:23: `max_waiting_clients` must not be negative, and is -1"]);
+    let old = general(route).unwrap();
+    let reloaded = old.reload(&general(&route.replace('3', "4")).unwrap()).unwrap();
+    assert_eq!(reloaded.applied, ["routes.\"app/batch\".max_waiting_clients: 3 -> 4"]);
 }
 
 #[test]
@@ -672,6 +689,7 @@ const OTHER_VALUES: &[&str] = &[
     "ignore_startup_parameters = \"geqo\"",
     "track_extra_parameters = []",
     "leak_policy = \"pin\"",
+    "max_waiting_clients = 9",
     "query_wait_timeout = 9",
     "server_idle_timeout = 9",
     "server_lifetime = 9",

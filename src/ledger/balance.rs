@@ -499,7 +499,11 @@ impl Ledger {
     }
 
     fn tell(&mut self, now: Instant) {
-        let lacking = self.open().any(|(_, account)| account.sums.need > 0 && account.refused_until <= now);
+        // A route whose logins are refused is served by what it has, if that may move.
+        let servable = |account: &Account| {
+            account.refused_until <= now || (self.policy.hand_over && account.sums.credit > 0)
+        };
+        let lacking = self.open().any(|(_, account)| account.sums.need > 0 && servable(account));
         if lacking {
             self.lacked_at = now;
             if !std::mem::replace(&mut self.tight, true) {

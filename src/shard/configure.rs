@@ -13,13 +13,22 @@ impl Shard {
         assert_eq!(config.endpoints.len(), self.endpoints.len(), "a reload keeps the endpoints");
         assert_eq!(config.databases.len(), self.config.databases.len(), "a reload keeps the databases");
         self.config = config;
-        self.renew_leak_policies();
+        self.renew_routes();
         for endpoint in 0..self.endpoints.len() {
             if let Some(ledger) = &mut self.endpoints[endpoint].ledger {
                 ledger.reload(permits::policy(&self.config, endpoint));
                 // What it decides follows at the end of the event.
                 self.share(endpoint);
             }
+        }
+    }
+
+    fn renew_routes(&mut self) {
+        for key in self.routes.keys() {
+            let Some(route) = self.routes.get_mut(key) else { continue };
+            let (database, user) = (&route.name.database, &route.name.user);
+            route.leak_policy = self.config.leak_policy_of(database, user);
+            route.waiting_clients_max = self.config.waiting_clients_max_of(database, user);
         }
     }
 }

@@ -75,15 +75,6 @@ impl Shard {
         self.tell(key, Cleaning::Reset, if only_sequences { "DISCARD SEQUENCES" } else { "DISCARD ALL" });
     }
 
-    /// The configuration has changed.
-    pub(super) fn renew_leak_policies(&mut self) {
-        for key in self.routes.keys() {
-            if let Some(route) = self.routes.get_mut(key) {
-                route.leak_policy = self.config.leak_policy_of(&route.name.database, &route.name.user);
-            }
-        }
-    }
-
     fn runs_connect_query(&self, route: &RouteName) -> bool {
         !self.config.databases[route.section].connect_query.is_empty()
     }

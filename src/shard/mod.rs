@@ -117,6 +117,7 @@ struct Route {
     endpoint: usize,
     mode: PoolMode,
     leak_policy: LeakPolicy,
+    waiting_clients_max: usize,
     dbname: String,
     credentials: Credentials,
     /// What the only server of a replication connection is asked for, beside user and database.

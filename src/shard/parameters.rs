@@ -67,6 +67,9 @@ impl Shard {
         }
         let (values, startup, known) = route.accepted.resolve(&route.defaults, &client.values);
         if !known {
+            if route.is_queue_full() {
+                return self.refuse_surplus(key);
+            }
             route.checks.push_back(key);
             return self.check_next(route_key);
         }

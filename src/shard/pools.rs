@@ -48,6 +48,7 @@ impl Shard {
         };
         let dbname = settings.name_on_server(&name.database).to_owned();
         let leak_policy = self.config.leak_policy_of(&name.database, &name.user);
+        let waiting_clients_max = self.config.waiting_clients_max_of(&name.database, &name.user);
         let no = self.share(endpoint).enter(name);
         let reported = self.reported.get(name).cloned();
         let defaults = reported.as_ref().map(|reported| self.defaults_of(reported)).unwrap_or_default();
@@ -56,6 +57,7 @@ impl Shard {
             endpoint,
             mode,
             leak_policy,
+            waiting_clients_max,
             dbname,
             credentials: Credentials { user: role, password },
             own: None,
@@ -97,6 +99,7 @@ impl Shard {
                 let (error, reason) = (error.clone(), report.to_string());
                 return self.refuse_with(client, error, &reason);
             }
+            _ if route.is_queue_full() => return self.refuse_surplus(client),
             _ => route.logins.push_back(client),
         }
         let (endpoint, no, is_first) = (route.endpoint, route.no, route.logins.len() == 1);

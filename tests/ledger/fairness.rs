@@ -64,6 +64,19 @@ fn four_busy_routes_share_ten_connections_without_churn() {
     });
 }
 
+/// The same with longer transactions and for longer: what cannot be divided evenly goes round, every two seconds.
+#[test]
+fn four_busy_routes_that_take_turns_with_the_rest_reopen_little() {
+    on_each(|shards| {
+        let plan =
+            (0..4).fold(Plan::new(shards, 10), |plan, route| plan.clients(route, 50, 20 * MS, THINK, 0));
+        let world = run(plan, 20);
+        println!("{} opened, {:.2} even", world.tally.opened, evenness(&world.tally.done));
+        assert!(world.tally.opened <= 30, "{} connections opened", world.tally.opened);
+        assert!(evenness(&world.tally.done) >= 0.85, "{:?}", world.tally.done);
+    });
+}
+
 #[test]
 fn more_routes_than_connections_take_turns() {
     on_each(|shards| {
@@ -243,10 +256,33 @@ fn a_newcomer_has_its_part_within_a_tenth_of_a_second() {
         println!("ten after {has_ten:?} ms, p99 {} ms", world.wait_percentile(1, 0.99) / MS);
         assert!(has_ten.is_some_and(|after| after <= 100), "ten after {has_ten:?} ms");
         assert!(world.wait_percentile(1, 0.99) < 30 * MS);
-        world.run(3 * S + 300 * MS);
-        assert_eq!(world.held(0), 20, "all of it is the first route's again");
+        assert_back_at_once(&mut world);
     });
 }
+
+/// The second route leaves after three seconds. From the end of its last transaction the first one has all twenty within
+/// 10 ms, and the time in which connections are opened.
+fn assert_back_at_once(world: &mut World) {
+    world.run(3 * S);
+    assert_eq!((world.held(0), world.held(1)), (10, 10));
+    let opened = world.tally.opened;
+    let is_back = |world: &World| world.held(0) == 20 && world.ledger.overview().dialing == 0;
+    let mut opening = 0;
+    while !is_back(world) {
+        assert!(world.now < 4 * S, "{} are back", world.held(0));
+        opening += if world.ledger.overview().dialing > 0 { STEP } else { 0 };
+        world.run(world.now + STEP);
+    }
+    let took = world.now - world.tally.released_at[1];
+    println!("all back after {} us, of which opening took {} us", took / US, opening / US);
+    assert_eq!(world.tally.opened - opened, 10);
+    assert!(took <= 10 * MS + opening, "back after {} us, {} us of it opening", took / US, opening / US);
+    // Side by side: two rounds of the governor's window.
+    assert!(opening <= 2 * world.plan.connect * 3 / 2 + MS, "opening took {} us", opening / US);
+}
+
+/// What is looked at how often.
+const STEP: u64 = 50 * US;
 
 #[test]
 fn one_route_on_all_shards_hands_over_and_reconnects_nothing() {
@@ -325,6 +361,19 @@ fn five_thousand_clients_at_once_are_served_and_open_no_more_than_the_governor_a
         assert!(world.clients.iter().all(|client| client.done > 0));
         assert_eq!(world.tally.opened, 50);
         assert!((4..=16).contains(&world.tally.dialing_most), "{}", world.tally.dialing_most);
+    });
+}
+
+/// E5: who waits is served by what is there before much is opened.
+#[test]
+fn a_cold_start_opens_little_where_opening_takes_long() {
+    on_each(|shards| {
+        let mut plan = Plan::new(shards, 50).clients(0, 100, MS, 60 * S, 0);
+        plan.connect = 50 * MS;
+        let world = run(plan, 2);
+        println!("{} opened, {} side by side", world.tally.opened, world.tally.dialing_most);
+        assert!(world.clients.iter().all(|client| client.done > 0));
+        assert!((4..10).contains(&world.tally.opened), "{} connections opened", world.tally.opened);
     });
 }
 

@@ -396,6 +396,38 @@ fn a_refused_login_keeps_only_its_own_route_waiting() {
     assert_eq!(desk.decide().0, [0]);
 }
 
+/// Logins of the route were refused, and so nobody was asked for a second what rests: a client waited beside an idle
+/// connection of another shard.
+#[test]
+fn a_refused_login_keeps_no_client_beside_an_idle_connection_of_another_shard() {
+    let mut desk = Desk::new(Policy::even(4));
+    desk.want(0, 1, 0);
+    assert_eq!(desk.decide().0, [0]);
+    desk.open(0);
+    desk.want(0, 0, 1);
+    let there = ShardId(1);
+    let wants = |desk: &mut Desk, received| {
+        let level = Level { received, ..level(0, 1, desk.now) };
+        desk.ledger.handle(there, Request::Levels(vec![level]), desk.now);
+    };
+    wants(&mut desk, 0);
+    assert_eq!(desk.decide().0, [0]);
+    let (route, (_, permit)) = (route_name(0), desk.permits.pop().unwrap());
+    let failed = Request::Failed { route: route.clone(), failure: Failure::Refused };
+    let returned = Request::Returned { route, permit, reason: Reason::Closed };
+    desk.ledger.handle(there, failed, desk.now);
+    desk.ledger.handle(there, returned, desk.now);
+    wants(&mut desk, 1);
+    let (grants, told) = desk.decide();
+    assert!(grants.is_empty(), "{grants:?}");
+    assert!(told.iter().any(|order| matches!(order, Order::Status(status) if status.tight)), "{told:?}");
+    let idle = Level { idle: 1, idle_since: desk.now, ..level(0, 0, Instant::NEVER) };
+    desk.say(Request::Levels(vec![idle]));
+    let (_, orders) = desk.decide();
+    let moves = |order: &Order| matches!(order, Order::Recall { to, .. } if *to == Destination::Shard(there));
+    assert!(orders.iter().any(moves), "{orders:?}");
+}
+
 /// The debt of a route that had more for long was collected from what it had just been granted, again and again.
 #[test]
 fn what_was_just_granted_is_not_recalled_for_a_debt() {

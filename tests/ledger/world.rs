@@ -154,6 +154,8 @@ struct Pool {
     no: Option<RouteNo>,
     idle: Vec<usize>,
     waiting: VecDeque<usize>,
+    /// Clients that are connected.
+    clients: u32,
 }
 
 struct ShardSim {
@@ -194,6 +196,8 @@ pub struct Tally {
     /// Per route: transactions, and waits in nanoseconds.
     pub done: Vec<u64>,
     pub waits: Vec<Vec<u64>>,
+    /// Per route: when a transaction ended last.
+    pub released_at: Vec<u64>,
     /// Most letters unread in one mailbox.
     pub unread_most: usize,
     pub dialing_most: u32,
@@ -244,7 +248,12 @@ impl World {
             travelling: 0,
             open: 0,
             cap: plan.policy.limit,
-            tally: Tally { done: vec![0; routes], waits: vec![Vec::new(); routes], ..Tally::default() },
+            tally: Tally {
+                done: vec![0; routes],
+                waits: vec![Vec::new(); routes],
+                released_at: vec![0; routes],
+                ..Tally::default()
+            },
             ledger_wake: u64::MAX,
             stopped: false,
             plan,
@@ -578,6 +587,9 @@ impl World {
         if state == State::Gone {
             return;
         }
+        if state == State::Away {
+            self.come(client);
+        }
         let now = self.instant();
         let is = &mut self.clients[client];
         (is.since, is.turn) = (self.now, is.turn + 1);
@@ -629,6 +641,7 @@ impl World {
         let (route, think, shard, gone) =
             (is.plan.route, is.plan.think, is.plan.shard, is.state == State::Gone);
         self.tally.done[route] += 1;
+        self.tally.released_at[route] = self.now;
         if !gone {
             is.state = State::Thinking;
         }
@@ -651,10 +664,37 @@ impl World {
         } else if releases {
             self.rest(connection);
         }
+        if gone {
+            self.go(client);
+        }
+    }
+
+    /// A client has connected.
+    fn come(&mut self, client: usize) {
+        let (shard, route) = (self.clients[client].plan.shard, self.clients[client].plan.route);
+        let no = self.no(shard, route);
+        let is = &mut self.shards[shard];
+        is.pools[route].clients += 1;
+        if is.pools[route].clients == 1 {
+            is.share.visited(no);
+        }
+    }
+
+    /// A client has disconnected.
+    fn go(&mut self, client: usize) {
+        let plan = &self.clients[client].plan;
+        let (shard, route, stayed) = (plan.shard, plan.route, self.now - plan.from);
+        let no = self.no(shard, route);
+        let is = &mut self.shards[shard];
+        is.pools[route].clients -= 1;
+        if is.pools[route].clients == 0 {
+            is.share.deserted(no, stayed >= VISIT_MIN);
+        }
     }
 
     fn leave(&mut self, client: usize) {
-        match self.clients[client].state {
+        let state = self.clients[client].state;
+        match state {
             State::Waiting => self.unqueue(client),
             State::Thinking => {
                 if let Some(connection) = self.clients[client].server.take() {
@@ -668,6 +708,9 @@ impl World {
             _ => {}
         }
         self.clients[client].state = State::Gone;
+        if matches!(state, State::Waiting | State::Thinking) {
+            self.go(client);
+        }
         let shard = self.clients[client].plan.shard;
         self.settle(shard);
     }
@@ -772,6 +815,9 @@ pub fn set_terms(policy: &mut Policy, user: &str, change: impl Fn(&mut Terms) + 
         terms
     });
 }
+
+/// A shard says that a route is deserted when its last client has stayed for so long.
+const VISIT_MIN: u64 = S;
 
 /// So many that looking at each after each event would take most of the time.
 const SHARDS_MANY: usize = 16;

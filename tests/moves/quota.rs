@@ -47,6 +47,7 @@ fn quotas_add_up_to_the_limit_and_are_the_same_on_all_shards() {
         weight: 1,
         min_connections: 0,
         max_connections: None,
+        max_waiting_clients: None,
         leak_policy: None,
     };
     config.routes = vec![

@@ -1,6 +1,7 @@
 //! What can go wrong, one thing at a time.
 
 use crate::network::{End, Taking};
+use crate::plan::Faults;
 use crate::steps::Step;
 use crate::world::World;
 use pgpinion::config::Config;
@@ -10,29 +11,38 @@ use pgpinion::time::Instant;
 use std::sync::Arc;
 use std::time::Duration;
 
+impl Faults {
+    /// What may go wrong at any time, and whether it does.
+    pub fn kinds(&self) -> [(bool, Step); FAULT_KINDS] {
+        [
+            (self.clients_leave, World::client_vanishes),
+            (self.clients_leave, World::client_stalls),
+            (self.servers_die, World::backend_dies),
+            (self.servers_speak, World::backend_speaks),
+            (self.servers_dawdle, World::backend_goes_deaf),
+            (self.shards_stall, World::shard_stalls),
+            (self.panics, World::condemn),
+            (self.reloads, World::new_limits),
+            (self.drains_early, World::begin_to_drain),
+        ]
+    }
+}
+
+/// How many of those there are.
+pub const FAULT_KINDS: usize = 9;
+
 impl World {
     /// Something goes wrong, if it may.
     pub fn fault(&mut self) -> bool {
         if !self.chance.one_in(self.plan.fault_every) {
             return false;
         }
-        let faults = self.faults;
-        let possible: [(bool, Step); 9] = [
-            (faults.clients_leave, Self::client_vanishes),
-            (faults.clients_leave, Self::client_stalls),
-            (faults.servers_die, Self::backend_dies),
-            (faults.servers_speak, Self::backend_speaks),
-            (faults.servers_dawdle, Self::backend_goes_deaf),
-            (faults.shards_stall, Self::shard_stalls),
-            (faults.panics, Self::condemn),
-            (faults.reloads, Self::new_limits),
-            (faults.drains_early, Self::begin_to_drain),
-        ];
-        let chosen: Vec<_> = possible.iter().filter(|(may, _)| *may).map(|&(_, fault)| fault).collect();
-        match self.chance.pick(&chosen) {
-            Some(fault) => fault(self),
-            None => false,
-        }
+        let possible = self.faults.kinds();
+        let chosen: Vec<_> = (0..FAULT_KINDS).filter(|&kind| possible[kind].0).collect();
+        let Some(kind) = self.chance.pick(&chosen) else { return false };
+        let happened = possible[kind].1(self);
+        self.happened[kind] += u64::from(happened);
+        happened
     }
 
     fn living_clients(&self) -> Vec<usize> {

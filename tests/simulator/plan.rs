@@ -12,6 +12,7 @@ pub struct Faults {
     /// Clients vanish in the middle of anything, or neither read nor write for a while.
     pub clients_leave: bool,
     pub servers_die: bool,
+    /// Connections are refused, or let nobody in.
     pub dials_fail: bool,
     /// PostgreSQL takes its time to execute and to end.
     pub servers_dawdle: bool,
@@ -25,8 +26,10 @@ pub struct Faults {
     pub panics: bool,
     /// The shards are told to drain while their clients are at work.
     pub drains_early: bool,
-    /// Clients are refused when they have waited for a little while.
+    /// Clients are refused when they have waited for a little while, or where too many wait.
     pub impatient: bool,
+    /// There are as many shards as there may be.
+    pub many_shards: bool,
 }
 
 impl Faults {
@@ -75,7 +78,12 @@ pub struct Plan {
     pub notify: Option<Duration>,
     /// Servers do something before their first use.
     pub introduces: bool,
+    /// So many clients of a route may wait on a shard.
+    pub waiting_max: Option<usize>,
 }
+
+/// The most shards there are.
+const SHARDS_MAX: usize = 64;
 
 impl Plan {
     /// `later` draws what was added later: all else stays as it was.
@@ -84,8 +92,9 @@ impl Plan {
             0..=2 => 1,
             3..=5 => 2 + chance.below(3),
             6 => 2 + chance.below(15),
-            _ => 2 + chance.below(63),
+            _ => 2 + chance.below(SHARDS_MAX - 1),
         };
+        let shards = if faults.many_shards { SHARDS_MAX } else { shards };
         let endpoints = 1 + usize::from(chance.one_in(4));
         let limits = (0..endpoints)
             .map(|_| {
@@ -126,10 +135,14 @@ impl Plan {
             notify: [None, Some(Duration::from_micros(100)), Some(Duration::from_millis(5))][later.below(3)],
             introduces: later.one_in(2),
             uneven: later.one_in(2),
+            waiting_max: None,
             routes,
         };
         if plan.uneven {
             plan.shares = plan.shares.draw(later, &plan.endpoints(), &plan.limits);
+        }
+        if faults.impatient {
+            plan.waiting_max = [None, Some(1), Some(3)][later.below(3)];
         }
         plan
     }
@@ -164,9 +177,11 @@ impl Plan {
                 weight: 1,
                 min_connections: 0,
                 max_connections: None,
+                max_waiting_clients: None,
                 leak_policy: None,
             });
         }
+        config.max_waiting_clients = self.waiting_max;
         config.timeouts.query_wait = Some(self.patience);
         config.timeouts.query_wait_notify = self.notify;
         (config.server_check_query, config.timeouts.server_check) =

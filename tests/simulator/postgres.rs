@@ -24,6 +24,8 @@ pub struct Postgres {
     /// The parameters before the transaction that is open.
     before: Option<BTreeMap<&'static str, String>>,
     pub gone: bool,
+    /// It lets nobody in, with this SQLSTATE.
+    pub turns_away: Option<&'static str>,
     /// The client whose transaction is open, as named by its statements.
     owner: Option<String>,
     /// The client that has left something in the session.
@@ -70,6 +72,7 @@ impl Default for Postgres {
             reported: defaults(),
             before: None,
             gone: false,
+            turns_away: None,
             owner: None,
             left: None,
             refuses: false,
@@ -126,6 +129,9 @@ impl Postgres {
         let message: Vec<u8> = self.input.drain(..length).collect();
         if self.started {
             self.message(message[0], &message[5..]);
+        } else if let Some(code) = self.turns_away {
+            self.put(b'E', format!("SFATAL\0VFATAL\0C{code}\0Mturned away\0\0").as_bytes());
+            self.gone = true;
         } else {
             self.started = true;
             let minor = message[7].min(self.newest);

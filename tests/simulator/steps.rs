@@ -226,6 +226,7 @@ impl World {
         if let Some(told) = client.receive(bytes) {
             let expected = self.faults.refuse_clients() || self.draining;
             assert!(expected, "{} was refused: {told:?}", client.name);
+            self.surplus += u64::from(told.contains("max_waiting_clients"));
             self.trace(|| format!("client {number} was refused: {told}"));
         }
     }
@@ -242,6 +243,9 @@ impl World {
         } else {
             let slot = self.next_socket;
             let backend = self.clusters[dial.endpoint].open(slot);
+            if self.faults.dials_fail && self.later.one_in(8) {
+                self.turn_away(dial.endpoint, backend);
+            }
             Ok(self.open_socket(dial.shard, End::Server(dial.endpoint, backend)))
         };
         if let Ok(socket) = outcome
@@ -251,6 +255,15 @@ impl World {
         }
         self.tell(dial.shard, &[], |shard| shard.dialed(dial.server, outcome));
         true
+    }
+
+    /// PostgreSQL has no room, is starting, or does not want this user.
+    fn turn_away(&mut self, endpoint: usize, number: u32) {
+        let code = ["53300", "57P03", "28000"][self.later.below(3)];
+        if let Some(backend) = self.clusters[endpoint].backend(number) {
+            backend.postgres.turns_away = Some(code);
+            self.turned_away += 1;
+        }
     }
 
     /// The ring closes a connection, or the peer of one that is to be closed notices.

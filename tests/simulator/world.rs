@@ -3,6 +3,7 @@
 use crate::chance::Chance;
 use crate::client::Client;
 use crate::cluster::Cluster;
+use crate::faults::FAULT_KINDS;
 use crate::network::{End, Socket, Taking};
 use crate::plan::{Faults, Plan};
 use bytes::Bytes;
@@ -22,6 +23,8 @@ pub struct World {
     traced: bool,
     /// How often each kind of thing has happened.
     pub kinds: [u64; Self::KINDS.len()],
+    /// The same of what goes wrong.
+    pub happened: [u64; FAULT_KINDS],
     pub faults: Faults,
     pub plan: Plan,
     pub chance: Chance,
@@ -48,6 +51,10 @@ pub struct World {
     pub touched: usize,
     /// Servers that did not pass their check.
     unsound: u64,
+    /// Clients that were refused because too many waited.
+    pub surplus: u64,
+    /// Logins that PostgreSQL refused.
+    pub turned_away: u64,
     /// For how long each route has had clients waiting beside what could serve them, while nothing else happened.
     pub withheld: HashMap<RouteName, Duration>,
 }
@@ -72,8 +79,12 @@ pub struct Story {
     pub served: u64,
     /// Clients whose session was ended.
     pub lost: u64,
-    /// Things that went wrong.
-    pub faults: u64,
+    /// Clients that were refused because too many waited.
+    pub surplus: u64,
+    /// Logins that PostgreSQL refused.
+    pub turned_away: u64,
+    /// Things that went wrong, by their kind.
+    pub faults: [u64; FAULT_KINDS],
 }
 
 impl std::ops::AddAssign for Story {
@@ -89,7 +100,9 @@ impl std::ops::AddAssign for Story {
         self.uneven += other.uneven;
         self.served += other.served;
         self.lost += other.lost;
-        self.faults += other.faults;
+        self.surplus += other.surplus;
+        self.turned_away += other.turned_away;
+        self.faults.iter_mut().zip(other.faults).for_each(|(sum, more)| *sum += more);
     }
 }
 
@@ -161,6 +174,7 @@ impl World {
         Self {
             traced: std::env::var_os("SIM_TRACE").is_some(),
             kinds: [0; Self::KINDS.len()],
+            happened: [0; FAULT_KINDS],
             faults,
             nodes,
             clusters: plan.limits.iter().map(|&limit| Cluster::new(limit, plan.introduces)).collect(),
@@ -179,6 +193,8 @@ impl World {
             descriptor: None,
             touched: 0,
             unsound: 0,
+            surplus: 0,
+            turned_away: 0,
             withheld: HashMap::new(),
         }
     }
@@ -210,7 +226,8 @@ impl World {
         story.unsound = self.unsound;
         story.uneven = u64::from(self.plan.uneven);
         story.served = self.clients.iter().filter(|client| client.done).count() as u64;
-        story.faults = self.kinds[Self::KINDS.len() - 1];
+        (story.surplus, story.turned_away) = (self.surplus, self.turned_away);
+        story.faults = self.happened;
         story.lost = self.clients.len() as u64 - story.served;
         story
     }

@@ -22,6 +22,8 @@ pub struct Outcome {
     /// From the question to its answer, login included for the first.
     pub latencies: Vec<Duration>,
     pub faults: Vec<Fault>,
+    /// When the last answer came.
+    pub answered: Option<Instant>,
 }
 
 /// Where a client comes from.
@@ -71,6 +73,7 @@ impl Demand {
             let mut each = thread.join().expect("a client found the pooler wrong");
             all.latencies.append(&mut each.latencies);
             all.faults.append(&mut each.faults);
+            all.answered = all.answered.max(each.answered);
         }
         all.latencies.sort_unstable();
         all
@@ -122,9 +125,11 @@ fn ask_on(origin: Origin, statement: &str, stop: &AtomicBool, served: &AtomicU64
                 return outcome;
             }
         }
-        outcome.latencies.push(start.elapsed());
+        let now = Instant::now();
+        outcome.latencies.push(now - start);
+        outcome.answered = Some(now);
         served.fetch_add(1, Ordering::Relaxed);
-        start = Instant::now();
+        start = now;
     }
     client.terminate();
     outcome
