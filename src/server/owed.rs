@@ -295,6 +295,7 @@ impl Owed {
             _ if self.uncertain > 0 => {
                 self.uncertain -= 1;
                 self.skipping = false;
+                self.within_batch = false;
                 Ok(Receipt::Plain)
             }
             _ => Err(Nonsense { tag: reply::READY_FOR_QUERY }),
@@ -334,10 +335,10 @@ impl Owed {
         (0..count).filter_map(|_| self.pop()).filter(|entry| entry.noted).count()
     }
 
-    /// The last ReadyForQuery came in the middle of a batch of which more is to be answered: the transaction that it tells of
-    /// may be the batch's own, which ends with the batch's Sync.
+    /// The last ReadyForQuery came in the middle of a batch, whose Sync may not have been sent yet: the transaction that it
+    /// tells of may be the batch's own, which ends with that Sync.
     pub fn is_within_batch(&self) -> bool {
-        self.within_batch && !self.is_settled()
+        self.within_batch
     }
 
     /// Everything sent is answered and nothing half said is open: the transaction status of the last ReadyForQuery

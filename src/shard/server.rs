@@ -324,8 +324,9 @@ impl Shard {
                 self.close_broken(key, "it ended the session");
                 return self.lose_server(client, "the server ended the session".into());
             }
-            if forbidden && !settled {
-                // What was sent behind it would go on in that transaction.
+            if forbidden {
+                // What was sent behind it, or is sent before the ring tells that the BEGIN has left, would go on in that
+                // transaction.
                 self.settled(key, client);
                 return self.unlinked_received(key, &bytes[at..]);
             }
@@ -425,7 +426,7 @@ impl Shard {
         let Some(server) = self.servers.get_mut(key) else { return };
         let mode = self.routes.get(server.route).map(|route| route.mode);
         if server.status != Status::Idle {
-            if mode == Some(PoolMode::Statement) {
+            if mode == Some(PoolMode::Statement) && server.is_in_transaction() {
                 let text = "transaction blocks are not allowed in statement pooling mode";
                 let refusal = Refusal::new(SqlState::FEATURE_NOT_SUPPORTED, text);
                 return self

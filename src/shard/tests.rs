@@ -218,6 +218,68 @@ fn a_transaction_in_statement_pooling_ends_the_session_whatever_follows() {
     assert!(error.starts_with(b"E") && String::from_utf8_lossy(error).contains("statement pooling"));
 }
 
+/// Found by fuzzing: it was refused only when the ring had told that the BEGIN had left. What the client had said until then was
+/// answered in that transaction, and behind the first answer a ReadyForQuery was missing.
+#[test]
+fn a_transaction_in_statement_pooling_ends_the_session_before_the_ring_tells_that_it_was_begun() {
+    let (mut shard, (client, _), (server, _)) = linked_on(shard_with(PoolMode::Statement));
+    shard.received(server, &[message(b'C', b"BEGIN\0"), message(b'Z', b"T")].concat());
+    let told: Vec<_> = effects(&mut shard).into_iter().filter(|effect| is_about(effect, 0)).collect();
+    let [
+        Effect::Send { piece: Piece::Received(passed), .. },
+        Effect::Send { piece: Piece::Own(error), .. },
+        Effect::Close { .. },
+    ] = &told[..]
+    else {
+        panic!("{told:?}")
+    };
+    assert_eq!(*passed, 0..11, "the answer, and no ReadyForQuery");
+    assert!(error.starts_with(b"E") && String::from_utf8_lossy(error).contains("statement pooling"));
+    shard.received(client, &message(b'Q', b"select 2\0"));
+    shard.sent(server, 1000);
+    let rollback = effects(&mut shard).into_iter().find(|effect| is_about(effect, 100));
+    assert!(
+        matches!(&rollback, Some(Effect::Send { piece: Piece::Own(bytes), .. }) if bytes.ends_with(b"ROLLBACK\0")),
+        "what it said since then goes nowhere: {rollback:?}"
+    );
+}
+
+/// PostgreSQL says T behind a Query within a batch, of the batch's own transaction: its Sync, which ends that, was on its way and
+/// the session was over.
+#[test]
+fn a_batch_that_waits_for_its_sync_is_no_transaction_in_statement_pooling() {
+    for told_that_it_left in [false, true] {
+        let (mut shard, (client, _), (server, _)) = linked_on(shard_with(PoolMode::Statement));
+        shard.sent(server, 1000);
+        shard.received(server, &[message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat());
+        let batch = [message(b'P', b"\0select 1\0\0\0"), message(b'Q', b"select 2\0")].concat();
+        shard.received(client, &batch);
+        if told_that_it_left {
+            shard.sent(server, 1000);
+        }
+        effects(&mut shard);
+        let within = [message(b'1', b""), message(b'C', b"SELECT 1\0"), message(b'Z', b"T")].concat();
+        shard.received(server, &within);
+        let told: Vec<_> = effects(&mut shard).into_iter().filter(|effect| is_about(effect, 0)).collect();
+        let whole = matches!(&told[..], [Effect::Send { piece: Piece::Received(range), .. }] if *range == (0..within.len()));
+        assert!(whole, "{told:?}");
+        shard.sent(server, 1000);
+        shard.received(client, &message(b'S', b""));
+        shard.sent(server, 1000);
+        shard.received(server, &message(b'Z', b"T"));
+        let told = effects(&mut shard).into_iter().filter(|effect| is_about(effect, 0));
+        let refused = told.last().is_some_and(|effect| matches!(effect, Effect::Close { .. }));
+        assert!(refused, "the transaction is more than a batch");
+    }
+}
+
+fn is_about(effect: &Effect, slot: u32) -> bool {
+    match effect {
+        Effect::Send { socket, .. } | Effect::Close { socket, .. } => socket.slot == slot,
+        _ => false,
+    }
+}
+
 /// Found by fuzzing: the Describe of ours that the Bind waits for was in the same batch, and nothing made PostgreSQL say what
 /// came of it. The client's Sync waited behind the Bind, for ever.
 #[test]
