@@ -409,7 +409,7 @@ impl Shard {
                 }
                 self.release(key, client, route);
             }
-        } else if server.owed.is_settled() && server.unsent == 0 {
+        } else if server.owed.is_settled() && server.unsent == 0 && !server.framer.is_within_body() {
             self.settled(key, client);
         }
     }

@@ -280,6 +280,31 @@ fn is_about(effect: &Effect, slot: u32) -> bool {
     }
 }
 
+/// Found by fuzzing: the client had its header, and what the next server said was read as the rest of it.
+#[test]
+fn a_server_in_doubt_is_not_closed_within_its_ready_for_query() {
+    let (mut shard, (client, _), (server, _)) = linked();
+    shard.sent(server, 1000);
+    shard.received(server, &[message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat());
+    let copy = [message(b'P', b"\0copy t from stdin\0\0\0"), message(b'B', &[0; 8]), message(b'E', &[0; 5])];
+    shard.received(client, &[copy.concat(), message(b'S', b"")].concat());
+    shard.sent(server, 1000);
+    shard.received(server, &[message(b'1', b""), message(b'2', b""), message(b'G', &[0; 3])].concat());
+    shard.received(client, &[message(b'd', b"wrong"), message(b'c', b""), message(b'S', b"")].concat());
+    shard.sent(server, 1000);
+    let failed = [message(b'E', b"SERROR\0C22P04\0\0"), message(b'Z', b"I")].concat();
+    let (first, last) = failed.split_at(failed.len() - 1);
+    effects(&mut shard);
+    shard.received(server, first);
+    assert!(closed(&mut shard).is_empty(), "it is not over");
+    shard.received(server, last);
+    let about = effects(&mut shard);
+    let told = about.iter().find(|effect| is_about(effect, 0));
+    assert!(matches!(told, Some(Effect::Send { piece: Piece::Received(range), .. }) if *range == (0..1)));
+    let is_closed = |effect: &Effect| matches!(effect, Effect::Close { socket, .. } if socket.slot == 100);
+    assert!(about.iter().any(is_closed), "nobody else gets it");
+}
+
 /// Found by fuzzing: the Describe of ours that the Bind waits for was in the same batch, and nothing made PostgreSQL say what
 /// came of it. The client's Sync waited behind the Bind, for ever.
 #[test]
