@@ -330,6 +330,9 @@ impl Shard {
                 self.settled(key, client);
                 return self.unlinked_received(key, &bytes[at..]);
             }
+            if self.refuse_forsaken(key, client) {
+                return self.unlinked_received(key, &bytes[at..]);
+            }
             if settled {
                 if at < bytes.len() && self.gives_back(key, client) {
                     return self.take_back(key, client, &bytes[at..]);
@@ -438,6 +441,24 @@ impl Shard {
             self.close_server(key, "nobody knows whether it has more to say");
             self.open_pending(client);
         }
+    }
+
+    /// The client might wait for answers that do not come, or read those that come for others: it is sent away, unless the server
+    /// is its own. True: it was.
+    #[inline]
+    pub(super) fn refuse_forsaken(&mut self, key: ServerKey, client: ClientKey) -> bool {
+        let forsaken = |server: &&Server| server.owed.has_forsaken() && !server.framer.is_within_body();
+        let Some(server) = self.servers.get(key).filter(forsaken) else { return false };
+        if self.routes.get(server.route).is_some_and(|route| route.mode == PoolMode::Session) {
+            return false;
+        }
+        let text = "nobody knows what PostgreSQL skips behind a COPY that failed";
+        let refusal = Refusal::new(SqlState::PROTOCOL_VIOLATION, text);
+        self.refuse(
+            client,
+            refusal.hint("Send a Sync behind the data of a COPY, and nothing else before it."),
+        );
+        true
     }
 
     fn client_within_body(&self, client: ClientKey) -> bool {

@@ -280,6 +280,36 @@ fn is_about(effect: &Effect, slot: u32) -> bool {
     }
 }
 
+/// The Sync of its batch was taken for one among the data of the COPY, and the query behind it for skipped: the server was given to
+/// the next client, who got the answer.
+#[test]
+fn a_client_whose_query_may_be_skipped_behind_a_copy_that_failed_is_sent_away() {
+    let (mut shard, (client, _), (server, _)) = linked();
+    shard.sent(server, 1000);
+    shard.received(server, &[message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat());
+    let batch = [
+        message(b'P', b"\0copy t from stdin\0\0\0"),
+        message(b'B', &[0; 8]),
+        message(b'E', &[0; 5]),
+        message(b'S', b""),
+    ];
+    shard.received(client, &batch.concat());
+    shard.sent(server, 1000);
+    let begun = [message(b'1', b""), message(b'2', b""), message(b'G', &[0; 3])].concat();
+    shard.received(server, &[begun, message(b'E', b"SERROR\0CP0001\0\0")].concat());
+    assert!(closed(&mut shard).is_empty(), "it may be about to say Sync");
+    shard.received(client, &message(b'Q', b"select 2\0"));
+    let told: Vec<_> = effects(&mut shard).into_iter().filter(|effect| is_about(effect, 0)).collect();
+    let [Effect::Send { piece: Piece::Own(error), .. }, Effect::Close { .. }] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert!(error.starts_with(b"E") && String::from_utf8_lossy(error).contains("08P01"));
+    shard.sent(server, 1000);
+    let answer = [message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat();
+    shard.received(server, &[message(b'Z', b"I"), answer, message(b'Z', b"I")].concat());
+    assert_eq!((shard.census().idle, closed(&mut shard)), (0, vec![100]), "nobody else gets it");
+}
+
 /// Found by fuzzing: the client had its header, and what the next server said was read as the rest of it.
 #[test]
 fn a_server_in_doubt_is_not_closed_within_its_ready_for_query() {
