@@ -163,6 +163,10 @@ impl Client {
         assert!(!self.refused, "{} is told {} behind its end: {body:?}", self.name, char::from(tag));
         match self.expected.pop_front() {
             Some((expected, of)) if expected == tag && is_alike(tag, &of, &body) => {}
+            // A limit of ours, told before PostgreSQL would have the whole message: the session goes on.
+            _ if tag == backend::tag::ERROR_RESPONSE && body.starts_with(b"SERROR\0VERROR\0C54000\0") => {
+                self.differs = true;
+            }
             _ if tag == backend::tag::ERROR_RESPONSE => self.refused = true,
             other => panic!("{} is told {} {body:?} instead of {other:?}", self.name, char::from(tag)),
         }
