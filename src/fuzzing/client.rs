@@ -14,6 +14,11 @@ impl Run {
         format!("<{:08x}.", self.0)
     }
 
+    /// Half of the runs are with a PostgreSQL of today.
+    pub(super) fn is_new_release(self) -> bool {
+        self.0 & 1 != 0
+    }
+
     /// The first token in these bytes, or nothing.
     pub(super) fn token_in(self, bytes: &[u8]) -> String {
         let prefix = self.prefix();
@@ -158,6 +163,10 @@ impl Client {
         assert!(!self.refused, "{} is told {} behind its end: {body:?}", self.name, char::from(tag));
         match self.expected.pop_front() {
             Some((expected, of)) if expected == tag && is_alike(tag, &of, &body) => {}
+            // A limit of ours, told before PostgreSQL would have the whole message: the session goes on.
+            _ if tag == backend::tag::ERROR_RESPONSE && body.starts_with(b"SERROR\0VERROR\0C54000\0") => {
+                self.differs = true;
+            }
             _ if tag == backend::tag::ERROR_RESPONSE => self.refused = true,
             other => panic!("{} is told {} {body:?} instead of {other:?}", self.name, char::from(tag)),
         }
@@ -199,6 +208,11 @@ pub(super) fn say(client: &mut Client, number: u8) -> Vec<u8> {
     let bare = |tag: u8| put(tag, &[]);
     let shared = || put(b'P', &[b"s\0select shared\0\0\0"]);
     let batch = |text: &str| [parse("", text), bind("", ""), named(b'D', "P", ""), execute("", 0)].concat();
+    match number {
+        250..252 => return query("COPYNOT"),
+        252.. => return batch("COPYNOT"),
+        _ => {}
+    }
     match number % MESSAGES {
         0 => query("select"),
         1 => query("BEGIN"),

@@ -24,6 +24,8 @@ pub(super) struct Postgres {
     extended: bool,
     /// Messages of the extended protocol came after the last Sync.
     batch_open: bool,
+    /// A batch has a transaction of its own, up to its Sync: newer releases tell so behind what is not of the batch.
+    implicit: Option<bool>,
     copying: Option<Copying>,
     statements: BTreeMap<Vec<u8>, Vec<u8>>,
     portals: BTreeMap<Vec<u8>, Portal>,
@@ -33,8 +35,8 @@ pub(super) struct Postgres {
     pub left: bool,
     /// Whose work it is at, as told by the tokens in it.
     tenant: Option<String>,
-    /// It got a Sync within the data of a COPY, or something else behind data that it refused: nobody but PostgreSQL knows
-    /// whether that is answered.
+    /// It got a Sync within the data of a COPY, or something else behind data that it refused, or may have before it failed:
+    /// nobody but PostgreSQL knows whether that is answered.
     pub doubtful: bool,
     /// The last COPY ended within its data.
     refused_data: bool,
@@ -71,7 +73,7 @@ struct Portal {
 impl Postgres {
     /// One that waits for a startup packet.
     pub(super) fn new(run: Run) -> Self {
-        Self { run, ..Self::default() }
+        Self { run, implicit: run.is_new_release().then_some(false), ..Self::default() }
     }
 
     /// One whose client has logged in already.
@@ -101,6 +103,10 @@ impl Postgres {
                     "{owner} gets a server that broke the protocol"
                 );
                 self.tenant = Some(owner);
+            }
+            if heard && is_dropped(tag) && self.rests() {
+                // That is no work.
+                self.tenant = None;
             }
             self.queue.push_back((tag, body));
         }
@@ -155,16 +161,15 @@ impl Postgres {
 
     /// It has nothing to answer, and its session is as if nobody had used it.
     pub(super) fn is_at_rest(&self) -> bool {
-        let waits = self.copying.is_some() || self.skipping || self.batch_open || self.left;
-        self.is_idle() && self.status == Status::Idle && !waits
+        self.rests() && self.input.is_empty()
     }
 
-    /// Nothing is to come of what it got.
-    pub(super) fn is_idle(&self) -> bool {
-        // Data of a COPY that is over is dropped without a word.
-        let dropped = |tag| matches!(tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL | tag::FLUSH);
-        let silent = self.copying.is_none() && self.queue.iter().all(|(tag, _)| dropped(*tag));
-        self.started && self.input.is_empty() && silent && self.output.is_empty()
+    /// The same, whatever has come of its next message.
+    fn rests(&self) -> bool {
+        let silent = self.copying.is_none() && self.queue.iter().all(|(tag, _)| is_dropped(*tag));
+        let begun = self.skipping || self.batch_open || self.implicit == Some(true);
+        let settled = self.started && silent && self.output.is_empty();
+        settled && self.status == Status::Idle && !begun && !self.left
     }
 
     /// Looks at so many messages; what it says goes out where PostgreSQL flushes, or all of it.
@@ -189,6 +194,7 @@ impl Postgres {
 
     fn ready(&mut self) {
         let status = match self.status {
+            Status::Idle if self.implicit == Some(true) => b"T",
             Status::Idle => b"I",
             Status::Transaction => b"T",
             Status::Failed => b"E",
@@ -196,7 +202,7 @@ impl Postgres {
         self.put(b'Z', &[status]);
         self.flush();
         self.batch_open = false;
-        if self.status == Status::Idle {
+        if self.status == Status::Idle && self.implicit != Some(true) {
             // A client that counts on the unnamed statement of an earlier transaction is beyond what pooling can do.
             self.statements.remove(&b""[..]);
             self.portals.clear();
@@ -207,10 +213,15 @@ impl Postgres {
         if self.status == Status::Transaction {
             self.status = Status::Failed;
         }
+        self.set_implicit(false);
         let text = format!("SERROR\0VERROR\0C{code}\0M{token}\0\0");
         self.put(b'E', &[text.as_bytes()]);
         self.flush();
         self.skipping = self.extended;
+    }
+
+    fn set_implicit(&mut self, is: bool) {
+        self.implicit = self.implicit.map(|_| is);
     }
 
     /// The session cannot go on.
@@ -245,6 +256,7 @@ impl Postgres {
             }
             tag::SYNC => {
                 self.skipping = false;
+                self.set_implicit(false);
                 self.ready();
                 Some(())
             }
@@ -391,8 +403,8 @@ impl Postgres {
             self.put(b's', &[]);
         } else if text.is_empty() {
             self.put(b'I', &[]);
-        } else {
-            self.run(&text);
+        } else if self.run(&text) && self.status == Status::Idle && !ends_transaction(&text) {
+            self.set_implicit(true);
         }
         Some(())
     }
@@ -466,6 +478,7 @@ impl Postgres {
             }
             "COMMIT" | "ROLLBACK" => {
                 self.status = Status::Idle;
+                self.set_implicit(false);
                 self.complete(&verb, &token);
             }
             "LISTEN" => {
@@ -500,6 +513,13 @@ impl Postgres {
                 self.put(b'G', &[&[0, 0, 0]]);
                 self.flush();
                 self.copying = Some(Copying { token, extended: self.extended, rest: Vec::new() });
+            }
+            // A trigger before the statement fails it: none of its data is looked at.
+            "COPYNOT" => {
+                self.put(b'G', &[&[0, 0, 0]]);
+                self.error("P0001", &token);
+                self.doubtful = true;
+                return false;
             }
             _ => {
                 self.left |= statement.contains("pg_advisory_lock");
@@ -545,6 +565,11 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&bytes[..end], &bytes[end + 1..]))
 }
 
+/// Data of a COPY that is over is dropped without a word.
+fn is_dropped(tag: u8) -> bool {
+    matches!(tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL | tag::FLUSH)
+}
+
 fn ends_transaction(statement: &str) -> bool {
     matches!(statement.split(' ').next(), Some("COMMIT" | "ROLLBACK"))
 }
@@ -565,6 +590,7 @@ fn rows(statement: &str) -> bool {
         "SET",
         "COPYOUT",
         "COPYIN",
+        "COPYNOT",
     ];
     !none.contains(&verb.as_str())
 }

@@ -227,6 +227,13 @@ impl World {
         postgres.lies = true;
         postgres.broke |= unasked;
         self.write(slot, bytes.to_vec(), true);
+        if unasked {
+            self.settle();
+            let socket = self.sockets.get(&slot);
+            let stays =
+                socket.is_some_and(|socket| socket.receiving && !socket.closing && socket.ended.is_none());
+            assert!(!stays, "a server that answers what nobody asked is kept: {bytes:?}");
+        }
     }
 
     pub(super) fn server_ends(&mut self, number: usize, error: Option<i32>) {
@@ -497,7 +504,7 @@ impl World {
         }
         for (number, token) in last {
             let client = &self.clients[number];
-            let answered = client.last_token == token || client.is_doubtful();
+            let answered = client.last_token == token;
             assert!(answered || !self.is_open(number), "{} is left without an answer", client.name);
             let comparable = self.honest && !client.differs && !client.is_doubtful();
             let over = client.refused || (client.is_over() && comparable);

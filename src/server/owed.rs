@@ -10,7 +10,8 @@
 //!   entered, and struck when they come to the front outside COPY IN.
 //! - During COPY IN the server ignores Sync. A Sync sent before the end of the data is struck when the COPY ends
 //!   well. When it ends badly nobody can know whether the server had read that Sync before it failed: the
-//!   connection is [in doubt](Owed::in_doubt) and will be closed instead of reused.
+//!   connection is [in doubt](Owed::in_doubt) and will be closed instead of reused. Answers are held against the entries as
+//!   if it had, unless they show that it had not.
 
 use crate::wire::backend::tag as reply;
 use crate::wire::frontend::tag as request;
@@ -25,6 +26,8 @@ struct Entry {
     noted: bool,
     /// It is a Query or FunctionCall in the middle of a batch of the extended protocol.
     within_batch: bool,
+    /// It is a Query or FunctionCall, and some of its answer has come: a ReadyForQuery may follow.
+    answered: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +98,10 @@ pub struct Owed {
     skipping: bool,
     /// Extended-protocol messages were sent after the last Sync or Query: an implicit transaction may be open.
     batch_open: bool,
-    /// Syncs, and requests behind them, of which nobody knows whether they will be answered.
+    /// Syncs of which nobody knows whether they will be answered.
     uncertain: u32,
+    /// Requests that are answered if one of those Syncs is, and skipped if not, were taken for skipped.
+    forsaken: bool,
     /// Entries that a ReadyForQuery ends, and those of them that are simple queries.
     endings: u32,
     queries: u32,
@@ -138,7 +143,10 @@ impl Owed {
                 self.skipping = false;
                 self.group = self.group.wrapping_add(1);
             }
-            _ if self.skipping => return false,
+            _ if self.skipping => {
+                self.forsaken |= self.uncertain > 0 && kind != Kind::CopyEnd;
+                return false;
+            }
             _ => {}
         }
         let within_batch = self.batch_open && matches!(kind, Kind::Query | Kind::Function);
@@ -149,7 +157,7 @@ impl Owed {
         };
         self.endings += u32::from(kind.is_ending());
         self.queries += u32::from(kind == Kind::Query);
-        self.entries.push_back(Entry { kind, noted, within_batch });
+        self.entries.push_back(Entry { kind, noted, within_batch, answered: false });
         true
     }
 
@@ -171,7 +179,15 @@ impl Owed {
         if self.copy == Copy::None {
             self.strike_stray_copy_ends();
         }
-        let nonsense = if self.uncertain > 0 { Ok(Receipt::Plain) } else { Err(Nonsense { tag }) };
+        let nonsense = if self.in_doubt() { Ok(Receipt::Plain) } else { Err(Nonsense { tag }) };
+        if self.uncertain > 0
+            && matches!(
+                tag,
+                reply::COMMAND_COMPLETE | reply::EMPTY_QUERY_RESPONSE | reply::FUNCTION_CALL_RESPONSE
+            )
+        {
+            self.mark_answered();
+        }
         let Some(&first) = self.entries.front() else { return nonsense };
         match (tag, first.kind) {
             (reply::PARSE_COMPLETE, Kind::Parse)
@@ -244,18 +260,21 @@ impl Owed {
         }
         match self.entries.front() {
             // The server will say ReadyForQuery for these in any case.
-            Some(entry) if entry.kind.is_ending() => match self.take_note() {
-                true => Receipt::Struck { noted: 1, failed: true },
-                false => Receipt::Plain,
-            },
+            Some(entry) if entry.kind.is_ending() => {
+                self.mark_answered();
+                match self.take_note() {
+                    true => Receipt::Struck { noted: 1, failed: true },
+                    false => Receipt::Plain,
+                }
+            }
             Some(&Entry { noted: failed, .. }) => {
                 let sync = self.position(Kind::Sync);
                 self.skipping = sync.is_none();
                 let skipped = sync.unwrap_or(self.entries.len());
                 if self.uncertain > 0 {
                     // They are not, if one of the Syncs in doubt stood before them.
-                    let endings = self.entries.iter().take(skipped).filter(|entry| entry.kind.is_ending());
-                    self.uncertain += endings.count() as u32;
+                    let mut behind = self.entries.iter().take(skipped).skip(1);
+                    self.forsaken |= behind.any(|entry| entry.kind != Kind::CopyEnd);
                 }
                 match self.strike(skipped) {
                     0 => Receipt::Plain,
@@ -285,19 +304,31 @@ impl Owed {
         self.copy = Copy::None;
         self.strike_stray_copy_ends();
         match self.entries.front() {
-            Some(entry) if entry.kind.is_ending() => {
+            Some(entry) if entry.kind.is_ending() && !self.answers_a_sync_in_doubt(entry) => {
                 let noted = entry.noted;
                 self.within_batch = entry.within_batch;
                 self.pop();
                 self.strike_stray_copy_ends();
                 Ok(if noted { Receipt::Struck { noted: 1, failed: false } } else { Receipt::Plain })
             }
-            _ if self.uncertain > 0 => {
-                self.uncertain -= 1;
+            _ if self.in_doubt() => {
+                self.uncertain = self.uncertain.saturating_sub(1);
                 self.skipping = false;
+                self.within_batch = false;
                 Ok(Receipt::Plain)
             }
             _ => Err(Nonsense { tag: reply::READY_FOR_QUERY }),
+        }
+    }
+
+    /// A ReadyForQuery that comes before any other answer to a Query or FunctionCall is none of that.
+    fn answers_a_sync_in_doubt(&self, first: &Entry) -> bool {
+        self.uncertain > 0 && first.kind != Kind::Sync && !first.answered
+    }
+
+    fn mark_answered(&mut self) {
+        if let Some(first) = self.entries.front_mut() {
+            first.answered = true;
         }
     }
 
@@ -334,10 +365,10 @@ impl Owed {
         (0..count).filter_map(|_| self.pop()).filter(|entry| entry.noted).count()
     }
 
-    /// The last ReadyForQuery came in the middle of a batch of which more is to be answered: the transaction that it tells of
-    /// may be the batch's own, which ends with the batch's Sync.
+    /// The last ReadyForQuery came in the middle of a batch, whose Sync may not have been sent yet: the transaction that it
+    /// tells of may be the batch's own, which ends with that Sync.
     pub fn is_within_batch(&self) -> bool {
-        self.within_batch && !self.is_settled()
+        self.within_batch
     }
 
     /// Everything sent is answered and nothing half said is open: the transaction status of the last ReadyForQuery
@@ -348,8 +379,15 @@ impl Owed {
     }
 
     /// Nobody can know whether another ReadyForQuery will come.
+    #[inline]
     pub fn in_doubt(&self) -> bool {
-        self.uncertain > 0
+        self.uncertain > 0 || self.forsaken
+    }
+
+    /// In doubt, and so are requests, not only the ReadyForQuery of a Sync: this is no account of what is to come.
+    #[inline]
+    pub fn has_forsaken(&self) -> bool {
+        self.forsaken
     }
 
     /// Messages sent that are not answered yet.
@@ -546,6 +584,28 @@ mod tests {
     fn what_may_have_been_skipped_behind_such_a_sync_is_in_doubt_too() {
         let owed = play(&[('>', "PBES"), ('<', "12G"), ('>', "dSQQ"), ('<', "EZCZ")]).unwrap();
         assert!(owed.in_doubt(), "the second query is not answered: {owed:?}");
+    }
+
+    /// They were held against what was sent behind them: the server was at rest before it had answered.
+    #[test]
+    fn a_sync_that_was_answered_after_all_is_told_from_what_is_behind_it() {
+        for (name, script) in [
+            ("query", &[('>', "PBES"), ('<', "12G"), ('>', "dcSQ"), ('<', "EZZ")][..]),
+            ("query that fails", &[('>', "PBES"), ('<', "12G"), ('>', "dcSQ"), ('<', "EZZE")]),
+            ("function", &[('>', "PBES"), ('<', "12G"), ('>', "dcSF"), ('<', "EZZV")]),
+        ] {
+            let owed = play(script).unwrap();
+            assert!(!owed.in_doubt() && owed.awaits_ready(), "{name}: {owed:?}");
+        }
+        let owed = play(&[('>', "PBES"), ('<', "12G"), ('>', "dcSQ"), ('<', "EZTDCZ")]).unwrap();
+        assert!(owed.in_doubt() && owed.is_settled() && !owed.has_forsaken(), "it was not: {owed:?}");
+    }
+
+    /// What the server did not skip was not in the account, and its answer went to the next client.
+    #[test]
+    fn what_is_sent_while_such_a_sync_may_have_ended_the_skipping_stays_in_doubt() {
+        let owed = play(&[('>', "PBES"), ('<', "12GE"), ('>', "cQ"), ('<', "Z")]).unwrap();
+        assert!(owed.in_doubt() && owed.has_forsaken(), "the query may be answered: {owed:?}");
     }
 
     /// Found by fuzzing: one answer was held against the account all the same.

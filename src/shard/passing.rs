@@ -180,8 +180,9 @@ impl Shard {
         if let Some(seen) = watch.map(|watch| watch.seen).filter(|seen| !seen.is_empty()) {
             self.leaks_seen(key, server_key, seen);
         }
-        if let Some(end) = end {
-            self.end_session(key, end);
+        match end {
+            Some(end) => self.end_session(key, end),
+            None => drop(self.refuse_forsaken(server_key, key)),
         }
     }
 }

@@ -344,9 +344,13 @@ impl Shard {
                 self.close_broken(key, "it ended the session");
                 return self.lose_server(client, "the server ended the session".into());
             }
-            if forbidden && !settled {
-                // What was sent behind it would go on in that transaction.
+            if forbidden {
+                // What was sent behind it, or is sent before the ring tells that the BEGIN has left, would go on in that
+                // transaction.
                 self.settled(key, client);
+                return self.unlinked_received(key, &bytes[at..]);
+            }
+            if self.refuse_forsaken(key, client) {
                 return self.unlinked_received(key, &bytes[at..]);
             }
             if settled {
@@ -428,7 +432,7 @@ impl Shard {
                 }
                 self.release(key, client, route);
             }
-        } else if server.owed.is_settled() && server.unsent == 0 {
+        } else if server.owed.is_settled() && server.unsent == 0 && !server.framer.is_within_body() {
             self.settled(key, client);
         }
     }
@@ -445,7 +449,7 @@ impl Shard {
         let Some(server) = self.servers.get_mut(key) else { return };
         let mode = self.routes.get(server.route).map(|route| route.mode);
         if server.status != Status::Idle {
-            if mode == Some(PoolMode::Statement) {
+            if mode == Some(PoolMode::Statement) && server.is_in_transaction() {
                 let text = "transaction blocks are not allowed in statement pooling mode";
                 let refusal = Refusal::new(SqlState::FEATURE_NOT_SUPPORTED, text);
                 return self
@@ -457,6 +461,24 @@ impl Shard {
             self.close_server(key, "nobody knows whether it has more to say");
             self.open_pending(client);
         }
+    }
+
+    /// The client might wait for answers that do not come, or read those that come for others: it is sent away, unless the server
+    /// is its own. True: it was.
+    #[inline]
+    pub(super) fn refuse_forsaken(&mut self, key: ServerKey, client: ClientKey) -> bool {
+        let forsaken = |server: &&Server| server.owed.has_forsaken() && !server.framer.is_within_body();
+        let Some(server) = self.servers.get(key).filter(forsaken) else { return false };
+        if self.routes.get(server.route).is_some_and(|route| route.mode == PoolMode::Session) {
+            return false;
+        }
+        let text = "nobody knows what PostgreSQL skips behind a COPY that failed";
+        let refusal = Refusal::new(SqlState::PROTOCOL_VIOLATION, text);
+        self.refuse(
+            client,
+            refusal.hint("Send a Sync behind the data of a COPY, and nothing else before it."),
+        );
+        true
     }
 
     fn client_within_body(&self, client: ClientKey) -> bool {

@@ -218,6 +218,123 @@ fn a_transaction_in_statement_pooling_ends_the_session_whatever_follows() {
     assert!(error.starts_with(b"E") && String::from_utf8_lossy(error).contains("statement pooling"));
 }
 
+/// Found by fuzzing: it was refused only when the ring had told that the BEGIN had left. What the client had said until then was
+/// answered in that transaction, and behind the first answer a ReadyForQuery was missing.
+#[test]
+fn a_transaction_in_statement_pooling_ends_the_session_before_the_ring_tells_that_it_was_begun() {
+    let (mut shard, (client, _), (server, _)) = linked_on(shard_with(PoolMode::Statement));
+    shard.received(server, &[message(b'C', b"BEGIN\0"), message(b'Z', b"T")].concat());
+    let told: Vec<_> = effects(&mut shard).into_iter().filter(|effect| is_about(effect, 0)).collect();
+    let [
+        Effect::Send { piece: Piece::Received(passed), .. },
+        Effect::Send { piece: Piece::Own(error), .. },
+        Effect::Close { .. },
+    ] = &told[..]
+    else {
+        panic!("{told:?}")
+    };
+    assert_eq!(*passed, 0..11, "the answer, and no ReadyForQuery");
+    assert!(error.starts_with(b"E") && String::from_utf8_lossy(error).contains("statement pooling"));
+    shard.received(client, &message(b'Q', b"select 2\0"));
+    shard.sent(server, 1000);
+    let rollback = effects(&mut shard).into_iter().find(|effect| is_about(effect, 100));
+    assert!(
+        matches!(&rollback, Some(Effect::Send { piece: Piece::Own(bytes), .. }) if bytes.ends_with(b"ROLLBACK\0")),
+        "what it said since then goes nowhere: {rollback:?}"
+    );
+}
+
+/// PostgreSQL says T behind a Query within a batch, of the batch's own transaction: its Sync, which ends that, was on its way and
+/// the session was over.
+#[test]
+fn a_batch_that_waits_for_its_sync_is_no_transaction_in_statement_pooling() {
+    for told_that_it_left in [false, true] {
+        let (mut shard, (client, _), (server, _)) = linked_on(shard_with(PoolMode::Statement));
+        shard.sent(server, 1000);
+        shard.received(server, &[message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat());
+        let batch = [message(b'P', b"\0select 1\0\0\0"), message(b'Q', b"select 2\0")].concat();
+        shard.received(client, &batch);
+        if told_that_it_left {
+            shard.sent(server, 1000);
+        }
+        effects(&mut shard);
+        let within = [message(b'1', b""), message(b'C', b"SELECT 1\0"), message(b'Z', b"T")].concat();
+        shard.received(server, &within);
+        let told: Vec<_> = effects(&mut shard).into_iter().filter(|effect| is_about(effect, 0)).collect();
+        let whole = matches!(&told[..], [Effect::Send { piece: Piece::Received(range), .. }] if *range == (0..within.len()));
+        assert!(whole, "{told:?}");
+        shard.sent(server, 1000);
+        shard.received(client, &message(b'S', b""));
+        shard.sent(server, 1000);
+        shard.received(server, &message(b'Z', b"T"));
+        let told = effects(&mut shard).into_iter().filter(|effect| is_about(effect, 0));
+        let refused = told.last().is_some_and(|effect| matches!(effect, Effect::Close { .. }));
+        assert!(refused, "the transaction is more than a batch");
+    }
+}
+
+fn is_about(effect: &Effect, slot: u32) -> bool {
+    match effect {
+        Effect::Send { socket, .. } | Effect::Close { socket, .. } => socket.slot == slot,
+        _ => false,
+    }
+}
+
+/// The Sync of its batch was taken for one among the data of the COPY, and the query behind it for skipped: the server was given to
+/// the next client, who got the answer.
+#[test]
+fn a_client_whose_query_may_be_skipped_behind_a_copy_that_failed_is_sent_away() {
+    let (mut shard, (client, _), (server, _)) = linked();
+    shard.sent(server, 1000);
+    shard.received(server, &[message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat());
+    let batch = [
+        message(b'P', b"\0copy t from stdin\0\0\0"),
+        message(b'B', &[0; 8]),
+        message(b'E', &[0; 5]),
+        message(b'S', b""),
+    ];
+    shard.received(client, &batch.concat());
+    shard.sent(server, 1000);
+    let begun = [message(b'1', b""), message(b'2', b""), message(b'G', &[0; 3])].concat();
+    shard.received(server, &[begun, message(b'E', b"SERROR\0CP0001\0\0")].concat());
+    assert!(closed(&mut shard).is_empty(), "it may be about to say Sync");
+    shard.received(client, &message(b'Q', b"select 2\0"));
+    let told: Vec<_> = effects(&mut shard).into_iter().filter(|effect| is_about(effect, 0)).collect();
+    let [Effect::Send { piece: Piece::Own(error), .. }, Effect::Close { .. }] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert!(error.starts_with(b"E") && String::from_utf8_lossy(error).contains("08P01"));
+    shard.sent(server, 1000);
+    let answer = [message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat();
+    shard.received(server, &[message(b'Z', b"I"), answer, message(b'Z', b"I")].concat());
+    assert_eq!((shard.census().idle, closed(&mut shard)), (0, vec![100]), "nobody else gets it");
+}
+
+/// Found by fuzzing: the client had its header, and what the next server said was read as the rest of it.
+#[test]
+fn a_server_in_doubt_is_not_closed_within_its_ready_for_query() {
+    let (mut shard, (client, _), (server, _)) = linked();
+    shard.sent(server, 1000);
+    shard.received(server, &[message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat());
+    let copy = [message(b'P', b"\0copy t from stdin\0\0\0"), message(b'B', &[0; 8]), message(b'E', &[0; 5])];
+    shard.received(client, &[copy.concat(), message(b'S', b"")].concat());
+    shard.sent(server, 1000);
+    shard.received(server, &[message(b'1', b""), message(b'2', b""), message(b'G', &[0; 3])].concat());
+    shard.received(client, &[message(b'd', b"wrong"), message(b'c', b""), message(b'S', b"")].concat());
+    shard.sent(server, 1000);
+    let failed = [message(b'E', b"SERROR\0C22P04\0\0"), message(b'Z', b"I")].concat();
+    let (first, last) = failed.split_at(failed.len() - 1);
+    effects(&mut shard);
+    shard.received(server, first);
+    assert!(closed(&mut shard).is_empty(), "it is not over");
+    shard.received(server, last);
+    let about = effects(&mut shard);
+    let told = about.iter().find(|effect| is_about(effect, 0));
+    assert!(matches!(told, Some(Effect::Send { piece: Piece::Received(range), .. }) if *range == (0..1)));
+    let is_closed = |effect: &Effect| matches!(effect, Effect::Close { socket, .. } if socket.slot == 100);
+    assert!(about.iter().any(is_closed), "nobody else gets it");
+}
+
 /// Found by fuzzing: the Describe of ours that the Bind waits for was in the same batch, and nothing made PostgreSQL say what
 /// came of it. The client's Sync waited behind the Bind, for ever.
 #[test]
