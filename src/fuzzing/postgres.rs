@@ -28,6 +28,10 @@ pub(super) struct Postgres {
     implicit: Option<bool>,
     copying: Option<Copying>,
     statements: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The unnamed statement is of the batch at hand.
+    unnamed_is_new: bool,
+    /// An error came in the batch that said it, or would have taken it away: who pools may have forgotten it since.
+    unnamed_is_unknown: bool,
     portals: BTreeMap<Vec<u8>, Portal>,
     /// `TimeZone`, if it was set.
     zone: Option<String>,
@@ -36,7 +40,7 @@ pub(super) struct Postgres {
     /// Whose work it is at, as told by the tokens in it.
     tenant: Option<String>,
     /// It got a Sync within the data of a COPY, or something else behind data that it refused, or may have before it failed:
-    /// nobody but PostgreSQL knows whether that is answered.
+    /// nobody but PostgreSQL knows whether that is answered. Or it was asked for an unnamed statement that may be forgotten.
     pub doubtful: bool,
     /// The last COPY ended within its data.
     refused_data: bool,
@@ -202,9 +206,8 @@ impl Postgres {
         self.put(b'Z', &[status]);
         self.flush();
         self.batch_open = false;
+        self.unnamed_is_new = false;
         if self.status == Status::Idle && self.implicit != Some(true) {
-            // A client that counts on the unnamed statement of an earlier transaction is beyond what pooling can do.
-            self.statements.remove(&b""[..]);
             self.portals.clear();
         }
     }
@@ -218,6 +221,13 @@ impl Postgres {
         self.put(b'E', &[text.as_bytes()]);
         self.flush();
         self.skipping = self.extended;
+        self.unnamed_is_unknown |= self.unnamed_is_new;
+    }
+
+    /// What it has said without a name so far is gone.
+    fn drop_unnamed(&mut self) {
+        self.statements.remove(&b""[..]);
+        (self.unnamed_is_new, self.unnamed_is_unknown) = (false, false);
     }
 
     fn set_implicit(&mut self, is: bool) {
@@ -235,6 +245,7 @@ impl Postgres {
             return self.copy_message(copying, tag, body);
         }
         if self.skipping && !matches!(tag, tag::SYNC | tag::TERMINATE) {
+            self.unnamed_is_unknown |= matches!(tag, tag::PARSE | tag::CLOSE | tag::QUERY);
             return;
         }
         let is_data = matches!(tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL);
@@ -277,7 +288,7 @@ impl Postgres {
 
     fn query(&mut self, body: &[u8]) -> Option<()> {
         let (text, []) = split(body)? else { return None };
-        self.statements.remove(&b""[..]);
+        self.drop_unnamed();
         let text = String::from_utf8_lossy(text).into_owned();
         let mut statements: Vec<String> =
             text.split(';').map(|each| each.trim().to_owned()).filter(|each| !each.is_empty()).collect();
@@ -313,6 +324,10 @@ impl Postgres {
         (types.len() == usize::from(u16::from_be_bytes(*count)) * 4).then_some(())?;
         let statement = String::from_utf8_lossy(text);
         let token = self.run.token_in(text);
+        if name.is_empty() {
+            self.drop_unnamed();
+            self.unnamed_is_new = true;
+        }
         if statement.starts_with("BAD") {
             self.error("42601", &token);
         } else if self.status == Status::Failed && !ends_transaction(&statement) && !statement.is_empty() {
@@ -342,6 +357,7 @@ impl Postgres {
         }
         let (formats, rest) = rest.split_first_chunk()?;
         (rest.len() == usize::from(u16::from_be_bytes(*formats)) * 2).then_some(())?;
+        self.doubtful |= name.is_empty() && self.unnamed_is_unknown;
         let Some(text) = self.statements.get(name) else {
             self.error("26000", "no such statement");
             return Some(());
@@ -361,6 +377,7 @@ impl Postgres {
     fn describe(&mut self, body: &[u8]) -> Option<()> {
         let (kind, rest) = body.split_first()?;
         let (name, []) = split(rest)? else { return None };
+        self.doubtful |= *kind == b'S' && name.is_empty() && self.unnamed_is_unknown;
         let text = match kind {
             b'S' => self.statements.get(name).map(|text| String::from_utf8_lossy(text).into_owned()),
             b'P' => self.portals.get(name).map(|portal| portal.text.clone()),
@@ -430,6 +447,7 @@ impl Postgres {
         let (kind, rest) = body.split_first()?;
         let (name, []) = split(rest)? else { return None };
         match kind {
+            b'S' if name.is_empty() => self.drop_unnamed(),
             b'S' => drop(self.statements.remove(name)),
             b'P' => drop(self.portals.remove(name)),
             _ => return None,
@@ -487,7 +505,7 @@ impl Postgres {
             }
             "DISCARD" => {
                 self.left = false;
-                self.statements.clear();
+                self.statements.retain(|name, _| name.is_empty());
                 self.set_zone(None);
                 self.complete("DISCARD ALL", "");
             }

@@ -489,7 +489,10 @@ impl World {
             }
             let tail = std::mem::take(&mut self.clients[number].tail);
             self.client_sends(number, &[&tail]);
-            if !(self.clients[number].is_at_boundary() || self.clients[number].is_over()) {
+            let client = &self.clients[number];
+            // PostgreSQL would have ended a session of which a request was cancelled here: where it is now, nobody knows.
+            let lost = client.is_over() && client.differs;
+            if lost || !(client.is_at_boundary() || client.is_over()) {
                 self.client_ends(number, None);
                 continue;
             }
