@@ -223,7 +223,9 @@ impl World {
             .get(&slot)
             .is_some_and(|socket| socket.is_heard() && socket.held.is_empty() && socket.untold == 0);
         let Some(postgres) = self.postgres(slot) else { return };
-        let unasked = heard && postgres.is_at_rest() && !postgres.lies && answers_nothing(bytes);
+        // Of a doubtful one only itself knows whether it still owes something.
+        let settled = heard && postgres.is_at_rest() && !postgres.lies && !postgres.doubtful;
+        let unasked = settled && answers_nothing(bytes);
         postgres.lies = true;
         postgres.broke |= unasked;
         self.write(slot, bytes.to_vec(), true);
