@@ -21,7 +21,7 @@ struct Case {
 fn cases(table: &str) -> Vec<Case> {
     let f = Frames::new;
     let copy = format!("copy {table} from stdin");
-    let begun = |f: Frames| f.parse("", &copy).bind("", "", &[]).execute("", 0);
+    let begun = || f().parse("", &copy).bind("", "", &[]).execute("", 0);
     let case = |what, frames, sequence, readies, rows| Case { what, frames, sequence, readies, rows };
     vec![
         case("simple", f().query(&copy).copy_data(b"1\n2\n").copy_data(b"3\n").copy_done(), "GCZ", 1, "3"),
@@ -62,32 +62,32 @@ fn cases(table: &str) -> Vec<Case> {
             1,
             "2",
         ),
-        case("extended", begun(f()).copy_data(b"1\n2\n").copy_done().sync(), "12GCZ", 1, "2"),
+        case("extended", begun().copy_data(b"1\n2\n").copy_done().sync(), "12GCZ", 1, "2"),
         case(
             "extended, Sync during the copy",
-            begun(f()).sync().copy_data(b"1\n").copy_done().sync(),
+            begun().sync().copy_data(b"1\n").copy_done().sync(),
             "12GCZ",
             1,
             "1",
         ),
         case(
             "extended, Flush during the copy",
-            begun(f()).flush().copy_data(b"1\n").copy_done().sync(),
+            begun().flush().copy_data(b"1\n").copy_done().sync(),
             "12GCZ",
             1,
             "1",
         ),
-        case("extended, CopyFail", begun(f()).copy_data(b"1\n").copy_fail("no").sync(), "12GEZ", 1, "0"),
+        case("extended, CopyFail", begun().copy_data(b"1\n").copy_fail("no").sync(), "12GEZ", 1, "0"),
         case(
             "extended, bad row",
-            begun(f()).copy_data(b"x\n").copy_data(b"3\n").copy_done().sync(),
+            begun().copy_data(b"x\n").copy_data(b"3\n").copy_done().sync(),
             "12GEZ",
             1,
             "0",
         ),
         case(
             "extended, then another",
-            begun(f()).copy_data(b"1\n").copy_done().sync().unnamed("select 1", &[]).sync(),
+            begun().copy_data(b"1\n").copy_done().sync().unnamed("select 1", &[]).sync(),
             "12GCZ12TDCZ",
             2,
             "1",
