@@ -372,7 +372,8 @@ fn random_pipelines_answer_as_postgresql(cluster: &Cluster) {
     }
 }
 
-/// No server has more statements than it may, whatever failed or was skipped on the way.
+/// No server has more statements than it may, whatever failed or was skipped on the way. (Where a Close of ours was skipped with
+/// its batch, and the batches behind it were under way, it has more until the next Parse.)
 fn assert_bounded(pooler: &Pooler, mode: &str, user: &str, connections: usize, statements: usize) {
     if !Target::is_pgpinion() || mode == "statement" && connections > 1 {
         return;
@@ -384,6 +385,8 @@ fn assert_bounded(pooler: &Pooler, mode: &str, user: &str, connections: usize, s
             // Each keeps a server of its own.
             assert_eq!(client.query("begin").expect("a server").code(), "");
         }
+        client.send(&Frames::new().parse("last", "select 'last'").sync().0).expect("open");
+        assert_eq!(client.collect().expect("an answer").sequence, "1Z");
         let count = client.query("select count(*) from pg_prepared_statements").expect("a server").value();
         let count: usize = count.parse().expect("a number");
         assert!(count <= statements, "{count} statements on a server, {statements} allowed");
