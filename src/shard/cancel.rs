@@ -5,13 +5,14 @@
 //! ```
 //!
 //! PostgreSQL acts on a request when it gets to it, and knows backends only, not queries. So a server that a request is
-//! under way to stays with its client until PostgreSQL has closed the connection of that request, which it does when the
-//! signal is sent: no later client can be hit. The asker's connection is held as long, so that it knows too. At
-//! most one request is under way to a server; there are never more of them than servers.
+//! under way to stays with its client until PostgreSQL has closed the connection of that request: no later client can be
+//! hit. PostgreSQL sends the signal twice (`signal_child` of its postmaster.c), and the second may come when the query has
+//! ended by the first; so what the client says behind the answer is held back as long. The asker's connection is held too,
+//! so that it knows. At most one request is under way to a server; there are never more of them than servers.
 
 use super::client::State as ClientState;
 use super::server::State;
-use super::{ClientKey, Effect, ServerKey, Shard};
+use super::{ClientKey, Effect, Server, ServerKey, Shard};
 use crate::cancel_key::{CancelKey, place_of, process_of};
 use crate::config::LogLevel;
 use crate::ids::ShardId;
@@ -35,6 +36,14 @@ pub(super) struct Cancelling {
 
 /// Who asked: its shard, and its own word for it.
 pub(super) type Asker = (ShardId, u64);
+
+impl Server {
+    /// A signal may still come.
+    #[inline]
+    pub(super) fn has_cancel_under_way(&self) -> bool {
+        self.cancelling.as_ref().is_some_and(|cancelling| cancelling.asked)
+    }
+}
 
 impl Shard {
     /// What a client is told to cancel with, appended to its greeting.
@@ -70,13 +79,19 @@ impl Shard {
             .filter(|&(shard, _)| shard == self.id)
             .and_then(|(_, slot)| self.clients.key_at(slot))
             .filter(|&key| self.cancel_key_of(key).is_some_and(|key| key.is(&order.claimed)));
-        let state = client.and_then(|key| self.clients.get(key)).map(|client| client.state);
-        let under_way = match (client, state) {
-            (Some(client), Some(ClientState::Waiting)) => {
-                self.cancel_waiting(client);
+        match client {
+            Some(client) => self.cancel_client(client, asker),
+            None => self.cancel_done(asker),
+        }
+    }
+
+    fn cancel_client(&mut self, key: ClientKey, asker: Asker) {
+        let under_way = match self.clients.get(key).map(|client| client.state) {
+            Some(ClientState::Waiting) => {
+                self.cancel_waiting(key);
                 false
             }
-            (_, Some(ClientState::Linked(server))) => self.cancel_server(server, asker),
+            Some(ClientState::Linked(server)) => self.cancel_server(server, asker),
             _ => false,
         };
         if !under_way {
@@ -106,7 +121,8 @@ impl Shard {
     /// The server that does what is to be cancelled. False: it does nothing.
     fn cancel_server(&mut self, key: ServerKey, asker: Asker) -> bool {
         let Some(server) = self.servers.get_mut(key) else { return false };
-        if server.owed.is_settled() || server.key.is_none() {
+        let idle = server.owed.is_settled() && !server.has_cancel_under_way();
+        if idle || server.key.is_none() {
             return false;
         }
         match &mut server.cancelling {
@@ -151,9 +167,9 @@ impl Shard {
 
     /// A cancel request came to its end: PostgreSQL has closed its connection, or never got it. Else (`ended` is false)
     /// nobody knows when it will act.
-    pub fn cancelled(&mut self, key: Key<super::Server>, ended: bool) {
+    pub fn cancelled(&mut self, key: ServerKey, ended: bool) {
         let Some(server) = self.servers.get_mut(key) else { return };
-        if !server.cancelling.as_ref().is_some_and(|cancelling| cancelling.asked) {
+        if !server.has_cancel_under_way() {
             return;
         }
         if !ended {
@@ -166,21 +182,21 @@ impl Shard {
         let Some(server) = self.servers.get_mut(key) else { return };
         let Some(cancelling) = server.cancelling.take() else { return };
         let Cancelling { askers, later, .. } = *cancelling;
-        let busy = matches!(server.state, State::Linked(_)) && !server.owed.is_settled();
-        let mut done = askers;
-        if !later.is_empty() && busy {
-            server.cancelling = Some(Box::new(Cancelling { askers: later, ..Cancelling::default() }));
-            self.ask_to_cancel(key);
-        } else {
-            done.extend(later);
-        }
-        for asker in done {
+        let linked = match server.state {
+            State::Linked(client) => Some(client),
+            _ => None,
+        };
+        for asker in askers {
             self.cancel_done(asker);
         }
-        match self.servers.get(key).map(|server| &server.state) {
-            Some(&State::Linked(client)) => self.ready_again(key, client),
-            Some(_) => self.advance_cleaning(key),
-            None => {}
+        let Some(client) = linked else {
+            self.advance_cleaning(key);
+            return later.into_iter().for_each(|asker| self.cancel_done(asker));
+        };
+        self.ready_again(key, client);
+        self.go_on(client);
+        for asker in later {
+            self.cancel_client(client, asker);
         }
     }
 

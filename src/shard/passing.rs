@@ -100,6 +100,11 @@ impl Shard {
             return;
         };
         let Some(server) = self.servers.get_mut(server_key) else { return };
+        if server.has_cancel_under_way() && server.owed.is_settled() {
+            pending.extend_from_slice(&bytes[from..]);
+            *until = Some(Until::Answers);
+            return;
+        }
         let socket = server.socket();
         let Server { owed, statements, status, unsent, route, defaults, .. } = server;
         // Who prepared statements before this was switched off goes on with them.

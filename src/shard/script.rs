@@ -4,6 +4,7 @@ use super::{ClientKey, Effect, Party, Peer, ServerKey, Shard};
 use crate::cancel_key::Secret;
 use crate::config::{Config, PoolMode};
 use crate::ids::{Owner, ShardId, SocketId};
+use bytes::BytesMut;
 use std::sync::Arc;
 
 /// With one connection to give.
@@ -89,6 +90,15 @@ pub(super) fn linked_on(mut shard: Shard) -> (Shard, (Owner, ClientKey), (Owner,
     shard.received(client.0, &message(b'Q', b"select 1\0"));
     effects(&mut shard);
     (shard, client, (owner, server))
+}
+
+/// A cancel request for what a client does, on the socket of this number.
+pub(super) fn ask_to_cancel(shard: &mut Shard, key: ClientKey, slot: u32) {
+    let mut known = BytesMut::new();
+    shard.put_cancel_key(key, &mut known);
+    let asker = shard.accepted(socket(slot), Peer::Unix, false);
+    let body = [&80_877_102u32.to_be_bytes()[..], &known[5..]].concat();
+    shard.received(asker, &[&(body.len() as u32 + 4).to_be_bytes()[..], &body].concat());
 }
 
 pub(super) fn closed(shard: &mut Shard) -> Vec<u32> {

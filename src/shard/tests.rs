@@ -388,11 +388,7 @@ fn a_cancel_request_during_a_batch_of_ours_gives_the_server_back_once() {
     // It has a server for this, which gets its parameters first.
     shard.received(client, &message(b'H', b""));
     shard.sent(server, 1000);
-    let mut known = BytesMut::new();
-    shard.put_cancel_key(key, &mut known);
-    let asker = shard.accepted(socket(1), Peer::Unix, false);
-    let body = [&80_877_102u32.to_be_bytes()[..], &known[5..]].concat();
-    shard.received(asker, &[&(body.len() as u32 + 4).to_be_bytes()[..], &body].concat());
+    ask_to_cancel(&mut shard, key, 1);
     let row = message(b'D', &[0, 1, 0, 0, 0, 0]);
     let batch = [
         message(b'3', b""),
@@ -408,6 +404,37 @@ fn a_cancel_request_during_a_batch_of_ours_gives_the_server_back_once() {
     let (clients, servers) = shard.strays();
     assert!(clients.is_empty() && servers.is_empty());
     assert_eq!(shard.census().idle, 1);
+}
+
+/// PostgreSQL signals twice: the second may come when the query has ended by the first.
+#[test]
+fn what_a_client_says_behind_a_cancelled_query_is_not_hit() {
+    let (mut shard, (client, key), (server, server_key)) = linked();
+    shard.sent(server, 1000);
+    let asks_postgres = |shard: &mut Shard| {
+        let effects = effects(shard);
+        let sent = effects
+            .iter()
+            .filter(|effect| matches!(effect, Effect::Send { socket, .. } if socket.slot == 100));
+        let cancels = effects.iter().filter(|effect| matches!(effect, Effect::Cancel { .. }));
+        (sent.count(), cancels.count())
+    };
+    ask_to_cancel(&mut shard, key, 1);
+    assert_eq!(asks_postgres(&mut shard), (0, 1));
+    let answer = [message(b'E', b"SERROR\0C57014\0\0"), message(b'Z', b"I")].concat();
+    shard.received(server, &answer);
+    let next = message(b'Q', b"select 2\0");
+    shard.received(client, &next[..7]);
+    shard.received(client, &next[7..]);
+    // That one is cancelled too, and only when it runs.
+    ask_to_cancel(&mut shard, key, 2);
+    assert_eq!(asks_postgres(&mut shard), (0, 0));
+    shard.cancelled(server_key, true);
+    assert_eq!(asks_postgres(&mut shard), (1, 1));
+    shard.sent(server, 1000);
+    shard.received(server, &answer);
+    shard.cancelled(server_key, true);
+    assert_eq!((closed(&mut shard), shard.census().idle), (vec![2], 1));
 }
 
 /// Found by fuzzing: the server was given back, and to who waited: that client lost its session, too.

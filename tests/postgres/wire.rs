@@ -685,11 +685,17 @@ pub fn startup_of(version: u32, parameters: &[(&str, &str)]) -> Vec<u8> {
 }
 
 /// Asks for what the session with this key does to be cancelled, and waits until that was seen to.
-pub fn cancel(address: &Address, (process, key): &(u32, Vec<u8>)) {
+pub fn cancel(address: &Address, key: &(u32, Vec<u8>)) {
+    let mut asker = ask_to_cancel(address, key);
+    assert!(asker.is_closed_within(DEADLINE), "a cancel request is not answered by closing");
+}
+
+/// Asks, and does not wait until that is dealt with.
+pub fn ask_to_cancel(address: &Address, (process, key): &(u32, Vec<u8>)) -> Client {
     let body = [&CANCEL_REQUEST.to_be_bytes()[..], &process.to_be_bytes(), key].concat();
     let mut asker = Client::dial(address).expect("an address");
     asker.send(&packet(&body)).expect("open");
-    assert!(asker.is_closed_within(DEADLINE), "a cancel request is not answered by closing");
+    asker
 }
 
 /// A message without a tag, as before a login.
