@@ -181,13 +181,15 @@ impl Shard {
                 break passage.end;
             }
         };
+        let forsaken = link.owed.has_forsaken();
         let watch = link.prepared.and_then(|exchange| exchange.watch);
         if let Some(seen) = watch.map(|watch| watch.seen).filter(|seen| !seen.is_empty()) {
             self.leaks_seen(key, server_key, seen);
         }
-        match end {
-            Some(end) => self.end_session(key, end),
-            None => drop(self.refuse_forsaken(server_key, key)),
+        if let Some(end) = end {
+            self.end_session(key, end);
+        } else if forsaken {
+            self.refuse_forsaken(server_key, key);
         }
     }
 }

@@ -151,7 +151,7 @@ fn psql_prints_what_it_prints_without_a_pooler() {
                 });
             }
         });
-        interrupts(&pooler, &user);
+        interrupts(cluster, &pooler, &user);
         pooler.finish();
     }
 }
@@ -187,12 +187,15 @@ fn psql_command(address: &Address, user: &str) -> Command {
 }
 
 /// Ctrl-C cancels what it waits for.
-fn interrupts(pooler: &Pooler, user: &str) {
+fn interrupts(cluster: &Cluster, pooler: &Pooler, user: &str) {
     let mut command = psql_command(&pooler.address, user);
     command.args(["-c", "select 'begun'", "-c", "select pg_sleep(30)"]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().expect("psql is installed with PostgreSQL");
-    std::thread::sleep(Duration::from_millis(1500));
+    let running = format!(
+        "select count(*) from pg_stat_activity where usename = '{user}' and state = 'active' and query like '%pg_sleep%'"
+    );
+    process::eventually("the query runs", Duration::from_secs(20), || cluster.value(&running) == "1");
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("it runs");
     let began = Instant::now();
     let output = child.wait_with_output().expect("it ends");
