@@ -5,7 +5,14 @@ use std::time::Duration;
 
 /// Long runs and strict numbers are wanted.
 pub fn is_long() -> bool {
-    std::env::var_os("PGPINION_TEST_LONG").is_some_and(|value| value == "1")
+    times() > 0
+}
+
+/// How many times its time a long run is wanted to take, where more of it shows more: of a minute `PGPINION_TEST_LONG=60` makes an
+/// hour.
+pub fn times() -> u32 {
+    let value = std::env::var("PGPINION_TEST_LONG").unwrap_or_default();
+    value.parse().unwrap_or(0)
 }
 
 /// What fits the time there is.
