@@ -406,7 +406,9 @@ impl Ledger {
     fn relocate(&mut self, now: Instant) {
         for route in 0..self.accounts.len() {
             let Some(account) = &self.accounts[route] else { continue };
-            if account.sums.lack == 0 || account.sums.closes >= account.sums.credit {
+            // What is closed cannot be opened elsewhere as long as logins are refused.
+            let stays = !self.policy.hand_over && account.refused_until > now;
+            if stays || account.sums.lack == 0 || account.sums.closes >= account.sums.credit {
                 continue;
             }
             let mut lacking: Vec<(Instant, ShardId)> = account

@@ -400,7 +400,41 @@ fn a_refused_login_keeps_only_its_own_route_waiting() {
 /// connection of another shard.
 #[test]
 fn a_refused_login_keeps_no_client_beside_an_idle_connection_of_another_shard() {
-    let mut desk = Desk::new(Policy::even(4));
+    let (mut desk, told) = refused_beside_an_idle_connection(Policy::even(4));
+    assert!(told.iter().any(|order| matches!(order, Order::Status(status) if status.tight)), "{told:?}");
+    let idle = Level { idle: 1, idle_since: desk.now, ..level(0, 0, Instant::NEVER) };
+    desk.say(Request::Levels(vec![idle]));
+    let (_, orders) = desk.decide();
+    let moves =
+        |order: &Order| matches!(order, Order::Recall { to, .. } if *to == Destination::Shard(ShardId(1)));
+    assert!(orders.iter().any(moves), "{orders:?}");
+}
+
+/// It was closed for the shard that may not open one, when another route made the ledger ask what rests: a route that PostgreSQL lets
+/// in no more lost what it had.
+#[test]
+fn a_refused_login_closes_no_connection_where_none_move() {
+    let policy = Policy { hand_over: false, ..Policy::even(3) };
+    let (mut desk, _) = refused_beside_an_idle_connection(policy);
+    desk.want(1, 3, 0);
+    assert_eq!(desk.decide().0, [1, 1]);
+    desk.open(1);
+    desk.open(1);
+    desk.want(1, 1, 2);
+    desk.decide();
+    let idle = Level { idle: 1, idle_since: desk.now, ..level(0, 0, Instant::NEVER) };
+    desk.say(Request::Levels(vec![idle]));
+    for _ in 0..9 {
+        desk.pass(100 * MS);
+        let (grants, orders) = desk.decide();
+        let recalls = |order: &Order| matches!(order, Order::Recall { .. });
+        assert!(grants.is_empty() && !orders.iter().any(recalls), "{orders:?}");
+    }
+}
+
+/// A route with a connection on the first shard, where nobody waits, and a client on the second, whose login was refused.
+fn refused_beside_an_idle_connection(policy: Policy) -> (Desk, Vec<Order>) {
+    let mut desk = Desk::new(policy);
     desk.want(0, 1, 0);
     assert_eq!(desk.decide().0, [0]);
     desk.open(0);
@@ -420,12 +454,7 @@ fn a_refused_login_keeps_no_client_beside_an_idle_connection_of_another_shard() 
     wants(&mut desk, 1);
     let (grants, told) = desk.decide();
     assert!(grants.is_empty(), "{grants:?}");
-    assert!(told.iter().any(|order| matches!(order, Order::Status(status) if status.tight)), "{told:?}");
-    let idle = Level { idle: 1, idle_since: desk.now, ..level(0, 0, Instant::NEVER) };
-    desk.say(Request::Levels(vec![idle]));
-    let (_, orders) = desk.decide();
-    let moves = |order: &Order| matches!(order, Order::Recall { to, .. } if *to == Destination::Shard(there));
-    assert!(orders.iter().any(moves), "{orders:?}");
+    (desk, told)
 }
 
 /// The debt of a route that had more for long was collected from what it had just been granted, again and again.
