@@ -1,7 +1,7 @@
 //! Answers as messages: rows in text format, a tag, and always a ReadyForQuery at the end.
 
-use crate::wire::Refusal;
 use crate::wire::backend::{self, ColumnType};
+use crate::wire::{Refusal, frame};
 use bytes::{Bytes, BytesMut};
 
 /// Rows under columns.
@@ -42,7 +42,7 @@ impl Answer {
 
     /// The answer to an empty query.
     pub fn empty(mut self) -> Bytes {
-        backend::put(&mut self.0, backend::tag::EMPTY_QUERY_RESPONSE, &[]);
+        frame::put(&mut self.0, backend::tag::EMPTY_QUERY_RESPONSE, &[]);
         self.end()
     }
 

@@ -1,7 +1,7 @@
 //! The clients of a fuzzed shard: what they may say, and what they must be told.
 
 use super::postgres::Postgres;
-use crate::wire::{Framer, backend, frontend};
+use crate::wire::{Framer, backend, frame, frontend};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
@@ -192,7 +192,7 @@ pub(super) fn say(client: &mut Client, number: u8) -> Vec<u8> {
     let query = |text: &str| frontend::query(&format!("{text} {token}")).to_vec();
     let put = |tag: u8, parts: &[&[u8]]| {
         let mut message = BytesMut::new();
-        frontend::put(&mut message, tag, parts);
+        frame::put(&mut message, tag, parts);
         message.to_vec()
     };
     let parse = |name: &str, text: &str| {

@@ -1,7 +1,7 @@
 //! A model of PostgreSQL that answers when it is told to, and takes nearly valid messages as PostgreSQL does.
 
 use super::client::Run;
-use crate::wire::backend;
+use crate::wire::frame;
 use crate::wire::frontend::{self, tag};
 use bytes::BytesMut;
 use std::collections::{BTreeMap, VecDeque};
@@ -193,7 +193,7 @@ impl Postgres {
     }
 
     fn put(&mut self, tag: u8, parts: &[&[u8]]) {
-        backend::put(&mut self.output, tag, parts);
+        frame::put(&mut self.output, tag, parts);
     }
 
     fn ready(&mut self) {

@@ -11,7 +11,8 @@
 
 use super::{Setting, Values};
 use crate::wire::backend::tag as reply;
-use crate::wire::frontend::{self, tag as request};
+use crate::wire::frame;
+use crate::wire::frontend::tag as request;
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 
@@ -51,7 +52,7 @@ impl Replay {
         let mut batch = BytesMut::with_capacity(160 + 64 * self.changes.len());
         let mut put = |tag: u8, parts: &[&[u8]]| {
             enter(tag);
-            frontend::put(&mut batch, tag, parts);
+            frame::put(&mut batch, tag, parts);
         };
         put(request::CLOSE, &[b"S", STATEMENT]);
         put(request::PARSE, &[STATEMENT, QUERY, &2u16.to_be_bytes(), &TEXT_OID, &TEXT_OID]);

@@ -1,5 +1,6 @@
 //! Messages that servers send: their types, how long they may be, and those that we make or read ourselves.
 
+use super::frame::put;
 use crate::limits::CANCEL_KEY_BYTES_MAX;
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -102,17 +103,6 @@ pub fn message(tag: u8, body: &[u8]) -> Bytes {
     let mut bytes = BytesMut::with_capacity(body.len() + 5);
     put(&mut bytes, tag, &[body]);
     bytes.freeze()
-}
-
-/// Appends a message whose body is `parts`, one behind the other.
-pub fn put(to: &mut BytesMut, tag: u8, parts: &[&[u8]]) {
-    let body: usize = parts.iter().map(|part| part.len()).sum();
-    to.reserve(body + 5);
-    to.put_u8(tag);
-    to.put_u32(u32::try_from(body + 4).unwrap_or(u32::MAX));
-    for part in parts {
-        to.put_slice(part);
-    }
 }
 
 /// Appends an AuthenticationOk.

@@ -3,11 +3,23 @@
 //! A [`Framer`] keeps what must be known between two pieces (at most four bytes of a header and a count) and never
 //! holds a body: whoever drives it forwards ranges of the buffer it was given.
 
+use bytes::{BufMut, BytesMut};
 use std::fmt;
 use std::ops::Range;
 
 /// Bytes of a tag and a length.
 pub const HEADER_BYTES: usize = 5;
+
+/// Appends a message whose body is `parts`, one behind the other.
+pub fn put(to: &mut BytesMut, tag: u8, parts: &[&[u8]]) {
+    let body: usize = parts.iter().map(|part| part.len()).sum();
+    to.reserve(body + HEADER_BYTES);
+    to.put_u8(tag);
+    to.put_u32(u32::try_from(body + 4).unwrap_or(u32::MAX));
+    for part in parts {
+        to.put_slice(part);
+    }
+}
 
 /// The part of one message that lies in the buffer at hand.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! Messages that clients send: their types, how long they may be, and the few that we send to servers ourselves.
 
+use super::frame::put;
 use crate::limits::{MESSAGE_BYTES_MAX, SMALL_MESSAGE_BYTES_MAX};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 /// Message types, as the protocol chapter names them.
 pub mod tag {
@@ -68,17 +69,6 @@ fn message(tag: u8, parts: &[&[u8]]) -> Bytes {
     let mut bytes = BytesMut::new();
     put(&mut bytes, tag, parts);
     bytes.freeze()
-}
-
-/// Appends a message whose body is `parts`, one behind the other.
-pub fn put(to: &mut BytesMut, tag: u8, parts: &[&[u8]]) {
-    let body: usize = parts.iter().map(|part| part.len()).sum();
-    to.reserve(body + 5);
-    to.put_u8(tag);
-    to.put_u32(u32::try_from(body + 4).unwrap_or(u32::MAX));
-    for part in parts {
-        to.put_slice(part);
-    }
 }
 
 #[cfg(test)]
