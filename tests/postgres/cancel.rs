@@ -239,10 +239,14 @@ fn s07_the_query_behind_a_cancelled_one_is_not_hit() {
                 while Instant::now() < end {
                     client.send(&Frames::new().query("select pg_sleep(1)").0).expect("open");
                     thread::sleep(Duration::from_millis(4));
-                    let _asker = ask_to_cancel(&pooler.address, &key);
+                    let mut asker = ask_to_cancel(&pooler.address, &key);
                     let reply = client.collect().expect("an answer");
-                    assert!(["", "57014"].contains(&reply.code()), "{}", reply.code());
-                    cancelled += usize::from(reply.code() == "57014");
+                    match reply.code() {
+                        "57014" => cancelled += 1,
+                        // It came before the query, or is still to come.
+                        "" => assert!(asker.is_closed_within(SOON), "it is dealt with"),
+                        other => panic!("{other}"),
+                    }
                     assert_eq!(client.query("select 1").expect("a server").code(), "", "after {cancelled}");
                 }
                 cancelled

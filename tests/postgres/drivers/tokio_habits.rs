@@ -141,7 +141,7 @@ async fn errors(client: &Client, who: &str) {
 /// The query that runs is hit, and the next one is not.
 async fn cancelled(client: &Client, who: &str) {
     let token = client.cancel_token();
-    let asked = async { client.query_one("select pg_sleep(2), $1::text", &[&who]).await };
+    let asked = async { client.query_one("select pg_sleep(5), $1::text", &[&who]).await };
     let cancels = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         token.cancel_query(NoTls).await.expect("the pooler listens");
