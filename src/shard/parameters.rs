@@ -346,7 +346,8 @@ impl Shard {
         let Some(server) = self.servers.get_mut(key) else { return };
         let Some((name, value)) = backend::read_parameter_status(body) else {
             server.doomed = Some("it reported a parameter that cannot be read");
-            return;
+            let (id, session) = (server.id, server.last_session);
+            return self.log(LogLevel::Warn, session, Some(id), || UNREADABLE.into());
         };
         if is_role(name) {
             return self.role_changed(key, name, value);
@@ -450,6 +451,9 @@ pub(super) enum Answer {
 pub(super) fn resets(command: &[u8]) -> bool {
     matches!(command, b"RESET\0" | b"DISCARD ALL\0")
 }
+
+const UNREADABLE: &str =
+    "a reported value is not UTF-8, or too long to be kept: it does not follow its client";
 
 const APPLICATION_NAME: &str = "application_name";
 

@@ -437,6 +437,21 @@ fn what_a_client_says_behind_a_cancelled_query_is_not_hit() {
     assert_eq!((closed(&mut shard), shard.census().idle), (vec![2], 1));
 }
 
+/// Its client would find another value on another server.
+#[test]
+fn a_value_that_cannot_follow_is_told_and_its_server_not_given_on() {
+    let (mut shard, _, (server, _)) = linked();
+    shard.sent(server, 1000);
+    shard.received(server, &message(b'S', b"search_path\0caf\xe9\0"));
+    let warned = effects(&mut shard).into_iter().any(|effect| match effect {
+        Effect::Log(line) => line.level == LogLevel::Warn && line.message.contains("does not follow"),
+        _ => false,
+    });
+    assert!(warned);
+    shard.received(server, &[message(b'C', b"SET\0"), message(b'Z', b"I")].concat());
+    assert_eq!(closed(&mut shard), [100]);
+}
+
 /// Found by fuzzing: the server was given back, and to who waited: that client lost its session, too.
 #[test]
 fn a_server_that_says_goodbye_to_a_client_that_has_asked_nothing_is_nobodys() {
