@@ -86,6 +86,7 @@ impl Followed {
                     seen: Kinds::NONE,
                 }),
                 out: &mut out,
+                doomed: &mut None,
             };
             let mut link = Link { owed: &mut self.owed, prepared: Some(prepared) };
             loop {

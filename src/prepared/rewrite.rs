@@ -38,6 +38,8 @@ pub struct Exchange<'a> {
     pub watch: Option<Watch<'a>>,
     /// What goes to the server in the place of messages is appended here.
     pub out: &'a mut BytesMut,
+    /// Why the server is to be closed at its next rest.
+    pub doomed: &'a mut Option<&'static str>,
 }
 
 /// What to do with a message.
@@ -118,6 +120,7 @@ impl Exchange<'_> {
 
     fn look_at_parse(&mut self, body: &[u8], length: usize, owed: &mut Owed) -> Verdict {
         if self.is_skipped(owed) || length == 0 {
+            self.doubt(owed);
             return Verdict::Pass;
         }
         if body.is_empty() {
@@ -169,6 +172,7 @@ impl Exchange<'_> {
             return Verdict::Pass;
         };
         if self.is_skipped(owed) {
+            self.doubt(owed);
             return Verdict::Pass;
         }
         if name.is_empty() && tag == tag::DESCRIBE {
@@ -358,6 +362,15 @@ impl Exchange<'_> {
         match &self.names {
             Some(names) => names.look_up(name, owed.group()),
             None => Meaning::Unknown,
+        }
+    }
+
+    /// A client's own name goes to the server among the data of a COPY: if that has failed, which nobody has heard yet, the
+    /// server takes it, and other clients would find it there.
+    #[cold]
+    fn doubt(&mut self, owed: &Owed) {
+        if owed.takes_copy_data() {
+            *self.doomed = Some("a statement was named among the data of a COPY");
         }
     }
 

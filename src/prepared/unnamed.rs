@@ -56,6 +56,10 @@ impl Exchange<'_> {
     #[inline]
     pub(super) fn look_at_unnamed_parse(&mut self, body: &[u8], length: usize, owed: &Owed) -> Verdict {
         if self.is_skipped(owed) {
+            if owed.takes_copy_data() {
+                // Unless the COPY has failed, which nobody has heard yet, it is lost.
+                self.unnamed.forget();
+            }
             return Verdict::Pass;
         }
         if length > STATEMENT_BYTES_MAX {

@@ -440,8 +440,13 @@ impl Owed {
         self.group
     }
 
-    /// The group of which an error would strike a Parse that was sent, if there is one.
+    /// The group of which an error would strike a Parse that was sent, if there is one. That of a simple query, or of a
+    /// function call, strikes nothing else.
     pub fn endangered_group(&self) -> Option<u32> {
+        let first = self.entries.front()?.kind;
+        if self.copy == Copy::None && matches!(first, Kind::Query | Kind::Function) {
+            return None;
+        }
         let group = self.entries.iter().take_while(|entry| entry.kind != Kind::Sync);
         let has_parse = group.map(|entry| entry.kind).any(|kind| kind == Kind::Parse);
         let syncs = self.entries.iter().filter(|entry| entry.kind == Kind::Sync).count() as u32;

@@ -106,7 +106,7 @@ impl Shard {
             return;
         }
         let socket = server.socket();
-        let Server { owed, statements, status, unsent, route, defaults, .. } = server;
+        let Server { owed, statements, status, unsent, route, defaults, doomed, .. } = server;
         // Who prepared statements before this was switched off goes on with them.
         let follows = self.config.max_prepared_statements > 0 || names.is_some();
         let (shared, leak_policy) = match self.routes.get(*route) {
@@ -139,6 +139,7 @@ impl Shard {
             follows,
             watch,
             out: &mut self.rewritten,
+            doomed,
         });
         let mut link = Link { owed, prepared };
         let mut progress = Progress::starting_at(from);

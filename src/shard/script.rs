@@ -1,6 +1,6 @@
 //! Scripts for tests of a shard: a step is a line.
 
-use super::{ClientKey, Effect, Party, Peer, ServerKey, Shard};
+use super::{ClientKey, Effect, Party, Peer, Piece, ServerKey, Shard};
 use crate::cancel_key::Secret;
 use crate::config::{Config, PoolMode};
 use crate::ids::{Owner, ShardId, SocketId};
@@ -99,6 +99,15 @@ pub(super) fn ask_to_cancel(shard: &mut Shard, key: ClientKey, slot: u32) {
     let asker = shard.accepted(socket(slot), Peer::Unix, false);
     let body = [&80_877_102u32.to_be_bytes()[..], &known[5..]].concat();
     shard.received(asker, &[&(body.len() as u32 + 4).to_be_bytes()[..], &body].concat());
+}
+
+/// What went to socket 100, where it was not passed as it was received.
+pub(super) fn sent_to_server(shard: &mut Shard) -> Vec<u8> {
+    let sent = effects(shard).into_iter().filter_map(|effect| match effect {
+        Effect::Send { socket, piece: Piece::Own(bytes) } if socket.slot == 100 => Some(bytes),
+        _ => None,
+    });
+    sent.flatten().collect()
 }
 
 pub(super) fn closed(shard: &mut Shard) -> Vec<u32> {

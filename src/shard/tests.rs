@@ -348,14 +348,7 @@ fn a_bind_that_waits_for_a_description_of_the_same_batch_is_not_stuck() {
     effects(&mut shard);
     let parses = [message(b'P', b"a\0select 1\0\0\0"), message(b'P', b"b\0select 2\0\0\0")].concat();
     shard.received(client, &[parses, message(b'B', b"\0a\0\0\0\0\0\0\0"), message(b'S', b"")].concat());
-    let sent: Vec<u8> = effects(&mut shard)
-        .into_iter()
-        .filter_map(|effect| match effect {
-            Effect::Send { socket, piece: Piece::Own(bytes) } if socket.slot == 100 => Some(bytes),
-            _ => None,
-        })
-        .flatten()
-        .collect();
+    let sent = sent_to_server(&mut shard);
     assert!(sent.ends_with(&message(b'H', b"")), "{}", String::from_utf8_lossy(&sent));
 }
 
@@ -435,6 +428,36 @@ fn what_a_client_says_behind_a_cancelled_query_is_not_hit() {
     shard.received(server, &answer);
     shard.cancelled(server_key, true);
     assert_eq!((closed(&mut shard), shard.census().idle), (vec![2], 1));
+}
+
+/// Found by fuzzing: the COPY had failed, the server took the statement under the client's own name, and another client that used
+/// this name ran it.
+#[test]
+fn a_server_that_may_have_taken_a_clients_name_for_a_statement_is_not_given_on() {
+    let (mut shard, (client, _), (server, _)) = linked();
+    shard.sent(server, 1000);
+    shard.received(server, &message(b'G', &[0; 3]));
+    shard.received(client, &[message(b'P', b"a\0select 1\0\0\0"), message(b'S', b"")].concat());
+    shard.sent(server, 1000);
+    let failed = [message(b'E', b"SERROR\0C22P04\0\0"), message(b'Z', b"I")].concat();
+    shard.received(server, &[failed, message(b'1', b""), message(b'Z', b"I")].concat());
+    assert_eq!((closed(&mut shard), shard.census().idle), (vec![100], 0));
+}
+
+/// Found by fuzzing: the query's error was taken for one that the Parse behind it could be part of, and the Bind found none.
+#[test]
+fn an_error_of_a_query_leaves_the_statement_without_a_name_behind_it() {
+    let (mut shard, (client, _), (server, _)) = linked();
+    shard.sent(server, 1000);
+    shard.received(client, &[message(b'P', b"\0select 2\0\0\0"), message(b'S', b"")].concat());
+    shard.sent(server, 1000);
+    let failed = [message(b'E', b"SERROR\0C26000\0\0"), message(b'Z', b"I")].concat();
+    shard.received(server, &[failed, message(b'1', b""), message(b'Z', b"I")].concat());
+    assert_eq!(shard.census().idle, 1);
+    effects(&mut shard);
+    shard.received(client, &[message(b'B', &[0; 8]), message(b'S', b"")].concat());
+    let sent = sent_to_server(&mut shard);
+    assert!(sent.starts_with(&message(b'P', b"\0select 2\0\0\0")), "{}", String::from_utf8_lossy(&sent));
 }
 
 /// Its client would find another value on another server.
