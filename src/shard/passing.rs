@@ -101,6 +101,7 @@ impl Shard {
         };
         let Some(server) = self.servers.get_mut(server_key) else { return };
         if server.has_cancel_under_way() && server.owed.is_settled() {
+            pending.extend_from_slice(session.take_kept().as_slice());
             pending.extend_from_slice(&bytes[from..]);
             *until = Some(Until::Answers);
             return;
